@@ -1,0 +1,164 @@
+"""Every key of a configuration file: its name, type, default, bounds and meaning, once.
+
+The loader, the errors, `explain` and docs/configuration.md all read these dataclasses. Arguments of
+transformers.TrainingArguments are not repeated here: they stand in ``training`` under their own names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from contrl.config.walk import Mark
+
+
+def about(help: str, **bounds: float) -> Mapping[str, Any]:
+    """Metadata of a key: what it means, and optionally ``at_least`` and ``below`` for its value."""
+    return {"help": help, **bounds}
+
+
+@dataclass(frozen=True)
+class PluginConfig:
+    """A method or a strategy: its name or import path ``module:Class``, and its fields, defaults included."""
+
+    name: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """A named sequence of tasks (``countdown``, or ``module:function``) and its fields, defaults included."""
+
+    name: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+# What the text or section under a key is, beyond its type; sections.py has one handler for each.
+MethodPlugin = Annotated[PluginConfig, Mark("method", "the name of a method, with its fields")]
+StrategyPlugin = Annotated[PluginConfig, Mark("strategy", "the name of a strategy, with its fields")]
+RewardName = Annotated[str | None, Mark("reward", "a name or module:function")]
+MetricName = Annotated[str | None, Mark("metric", "a name or module:function")]
+DataPath = Annotated[str, Mark("data", "a path, a name on the hub, or module:function")]
+EvalDataPath = Annotated[str | None, Mark("data", "a path, a name on the hub, module:function, or null")]
+ModelPath = Annotated[str, Mark("model", "a name or a path")]
+OutputFolder = Annotated[str, Mark("folder", "a folder")]
+TaskName = Annotated[str, Mark("task_name", "a name")]
+HeldOut = Annotated[int | float | None, Mark("held_out", "a number of rows, a share below 1, or null")]
+Training = Annotated[dict[str, Any], Mark("training", "training arguments")]
+MethodFields = Annotated[dict[str, Any], Mark("method_fields", "fields of the method")]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model that is trained. ``model: tiny`` is short for ``model: {name_or_path: tiny}``."""
+
+    name_or_path: ModelPath = field(
+        metadata=about("a model on the hub, a folder, a run, stage or checkpoint folder, or a built-in: tiny, smollm2")
+    )
+    revision: str | None = field(default=None, metadata=about("branch, tag or commit on the hub"))
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata=about("precision of the weights; auto takes what device and model allow")
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata=about("attention kernel (sdpa, eager, flash_attention_2); null lets transformers choose")
+    )
+    use_peft: bool = field(default=False, metadata=about("train a LoRA adapter, the same one through all stages"))
+    lora_r: int = field(default=16, metadata=about("rank of the adapter", at_least=1))
+    lora_alpha: int = field(
+        default=32, metadata=about("scale of the adapter: its output is times alpha / r", at_least=1)
+    )
+    lora_dropout: float = field(default=0.05, metadata=about("dropout before the adapter", at_least=0, below=1))
+    lora_target_modules: tuple[str, ...] | None = field(
+        default=None, metadata=about("names of the layers that get an adapter; null takes peft's choice for the model")
+    )
+    trust_remote_code: bool = field(default=False, metadata=about("run Python code that comes with the model"))
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One task of the sequence. A training argument may stand directly on the task and goes to ``training``."""
+
+    name: TaskName = field(metadata=about("names the task in tables, folders and overrides"))
+    data: DataPath = field(
+        metadata=about("the rows: a file, a folder, a dataset on the hub, or module:function giving rows")
+    )
+    eval_data: EvalDataPath = field(
+        default=None, metadata=about("rows to judge by, given like data; null takes eval_split, or holds eval_size out")
+    )
+    train_split: str = field(default="train", metadata=about("split of data to train on, where data has splits"))
+    eval_split: str = field(default="test", metadata=about("split of data to judge by, where data has splits"))
+    eval_size: HeldOut = field(
+        default=None, metadata=about("rows (or, below 1, the share of rows) held out of data to judge by")
+    )
+    reward: RewardName = field(default=None, metadata=about("reward of a completion: a name or module:function"))
+    metric: MetricName = field(
+        default=None, metadata=about("how the task is judged: a name or module:function; null takes the reward")
+    )
+    method: MethodFields = field(
+        default_factory=dict, metadata=about("fields of the run's method that differ for this task")
+    )
+    training: Training = field(
+        default_factory=dict, metadata=about("training arguments that differ for this task; they win over the run's")
+    )
+
+
+Tasks = Annotated[tuple[TaskConfig, ...] | SequenceConfig, Mark("tasks", "a list of tasks, or the name of a sequence")]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How every task is judged: before the first stage and after every stage."""
+
+    max_examples: int | None = field(default=None, metadata=about("rows judged per task; null takes all", at_least=1))
+    max_new_tokens: int | None = field(
+        default=None, metadata=about("length limit of an answer; null takes the method's", at_least=1)
+    )
+    batch_tokens: int = field(default=16_384, metadata=about("tokens that are run at once", at_least=1))
+    at_start: bool = field(default=True, metadata=about("judge the untrained model too: row 0 of the results"))
+
+
+@dataclass(frozen=True)
+class BaseStageConfig:
+    """A stage before the sequence, on the tasks' train rows mixed, cached; ``base: sft`` is short for its method."""
+
+    method: MethodPlugin = field(metadata=about("method of the base stage, usually sft"))
+    training: Training = field(default_factory=dict, metadata=about("training arguments of the base stage"))
+    prompts_per_step: int | None = field(
+        default=None, metadata=about("prompts per optimizer step over all devices", at_least=1)
+    )
+    seed: int = field(default=0, metadata=about("seed of the base stage, apart from the run's", at_least=0))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run needs to know, checked and typed."""
+
+    output_dir: OutputFolder = field(metadata=about("the folder the run writes to, and only to"))
+    model: ModelConfig = field(metadata=about("the model that is trained"))
+    method: MethodPlugin = field(metadata=about("how to learn: name or module:Class, its fields beside the name"))
+    tasks: Tasks = field(metadata=about("what is learnt, in order: a list of tasks, or a named sequence"))
+    strategies: tuple[StrategyPlugin, ...] = field(
+        default=(), metadata=about("how not to forget: any number, each a name or module:Class with its fields")
+    )
+    base: BaseStageConfig | None = field(default=None, metadata=about("an optional stage before the sequence"))
+    rounds: int = field(default=1, metadata=about("how often the sequence is gone through", at_least=1))
+    prompts_per_step: int | None = field(
+        default=None, metadata=about("prompts per optimizer step over all devices", at_least=1)
+    )
+    tokens_per_pass: int = field(
+        default=16_384, metadata=about("padded tokens of one forward and backward; only speed and memory", at_least=1)
+    )
+    training: Training = field(
+        default_factory=dict, metadata=about("arguments of transformers.TrainingArguments under their own names")
+    )
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig, metadata=about("how every task is judged"))
+    seed: int = field(default=0, metadata=about("everything random in the run follows from it", at_least=0))
+
+    def training_for(self, task: TaskConfig) -> dict[str, Any]:
+        """The training arguments of a stage on ``task``: the run's, overridden by the task's own."""
+        return self.training | dict(task.training)
+
+    def method_for(self, task: TaskConfig) -> PluginConfig:
+        """The method of a stage on ``task``: the run's, with the fields the task overrides."""
+        return PluginConfig(self.method.name, self.method.fields | dict(task.method))
