@@ -1,0 +1,1 @@
+"""Where rows come from: files, chat formats, batches, and the Countdown generator."""
