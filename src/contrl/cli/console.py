@@ -1,0 +1,89 @@
+"""What a person sees while a run goes on: a bar on a terminal, a plain line now and then anywhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.utils import logging as transformers_logging
+
+from contrl.interfaces import Stage
+
+EVERY = 30.0
+"""Seconds between two lines where there is no terminal."""
+
+SHOWN = ("reward", "loss", "frac_reward_zero_std", "entropy")
+
+
+def is_terminal() -> bool:
+    """Whether bars and carriage returns make sense."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def quiet_libraries() -> None:
+    """The bars and chatter of the libraries below; warnings of contrl itself are printed by ``say``."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def say(text: str) -> None:
+    """One line to standard output, at once."""
+    print(text, flush=True)
+
+
+class ProgressLine(TrainerCallback):
+    """Stage, step, the numbers that matter and the time left."""
+
+    def __init__(self, stage: Stage, stages: int, steps: int, write: Callable[[str], None] = say) -> None:
+        self.stage, self.stages, self.steps, self.write = stage, stages, steps, write
+        self.started = self.last = time.monotonic()
+        self.first_step = 0
+        self.numbers: dict[str, float] = {}
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started = self.last = time.monotonic()
+        self.first_step = state.global_step
+        if is_terminal() and state.is_world_process_zero:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.completed}/{task.total}"))
+            self.bar = Progress(*columns, TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(), transient=True)
+            self.bar.start()
+            self.bar.add_task(self._head(), total=self.steps, completed=state.global_step, numbers="")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.numbers |= {name: value for name, value in (logs or {}).items() if name in SHOWN}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        if self.bar is not None:
+            self.bar.update(self.bar.tasks[0].id, completed=state.global_step, numbers=self._numbers())
+        elif time.monotonic() - self.last >= EVERY:
+            self.last = time.monotonic()
+            done = max(1, state.global_step - self.first_step)
+            left = (self.last - self.started) / done * (self.steps - state.global_step)
+            self.write(f"{self._head()}  step {state.global_step}/{self.steps}  {self._numbers()}  eta {_clock(left)}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        if state.is_world_process_zero:
+            taken = _clock(time.monotonic() - self.started)
+            self.write(f"{self._head()}  step {state.global_step}/{self.steps}  {self._numbers()}  in {taken}")
+
+    def _head(self) -> str:
+        return f"stage {self.stage.index}/{self.stages} {'+'.join(self.stage.tasks)}"
+
+    def _numbers(self) -> str:
+        return "  ".join(f"{name} {self.numbers[name]:.3g}" for name in SHOWN if name in self.numbers)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,1 @@
+"""Shipped run configurations, as package data."""

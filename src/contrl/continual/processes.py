@@ -1,0 +1,70 @@
+"""The processes of a run, their devices, and the wish to stop it: torchrun's environment, SIGINT and SIGTERM."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+
+
+class StopSignal:
+    """Remembers the first SIGINT or SIGTERM; the second one acts as usual."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.signum = say, 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._before[signum] = signal.signal(signum, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.signum = signum
+        # The signal may have come in the middle of another print, which cannot be entered twice.
+        with contextlib.suppress(RuntimeError):
+            self.say("finishing the step and saving; once more stops at once")
+
+
+@dataclass
+class Ranks:
+    """The processes of this run; torchrun and accelerate launch put them in the environment."""
+
+    rank: int = field(default_factory=lambda: int(os.environ.get("RANK", "0")))
+    world_size: int = field(default_factory=lambda: int(os.environ.get("WORLD_SIZE", "1")))
+
+    def join(self) -> None:
+        """Set up the process group, on gloo without a GPU."""
+        if self.world_size > 1:
+            from accelerate import PartialState
+
+            PartialState(cpu=not torch.cuda.is_available())
+
+    def device(self, training: Mapping[str, Any]) -> torch.device:
+        """Where this process's policy lives from the start, so that the first evaluation runs there too.
+
+        A sharded model stays on the CPU until the trainer places it: whole, it may not fit one device.
+        """
+        sharded = training.get("fsdp") or training.get("deepspeed") or training.get("fsdp_config")
+        sharded = sharded or {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ)
+        if sharded or training.get("use_cpu") or not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        if self.world_size > 1:
+            torch.distributed.barrier()

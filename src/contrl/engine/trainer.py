@@ -1,0 +1,351 @@
+"""The one training loop, inside ``transformers.Trainer``; it names no method and no strategy.
+
+One optimizer step, in ``training_step`` of its last micro-batch (the others only hand over their rows):
+
+    groups  = the step's rows, and what the strategies draw besides (replay)
+    groups  = sampled, scored, credited completions of them            (online methods: a rollout window)
+    totals  = method.count + strategy.count, summed over ranks          before any forward
+    for each pass (by length, under a token budget; all but the last without gradient sync):
+        out  = routed forward of the wrapped model                      shared prompt, chunked LM head
+        loss = sum over terms of (sum of the term) / totals[term]       method and strategy alike
+        backward
+    strategy.penalty, strategy.project                                  whole gradients, before clipping
+    -> clip, optimizer step, schedule, log, save: transformers.Trainer's
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from contrl.engine.batching import BlockSampler, plan_passes, to_batch
+from contrl.engine.checkpoint import STAGING, load_state, publish, save_state
+from contrl.engine.forward import Routing, check_head, choose_layout, no_dropout, probe, routed, run, score_batch
+from contrl.engine.lm_head import LMHead
+from contrl.engine.online import RolloutWindow
+from contrl.errors import GuardStop
+from contrl.faults import reach
+from contrl.interfaces import Batch, Completion, Context, Group, Method, OnlineMethod, Row, Strategy, Task
+from contrl.models.reference import Reference
+
+STATE = "contrl_state"
+
+
+@dataclass
+class Work:
+    """What an engine trains on: one stage's method, strategy and rows.
+
+    Attributes:
+        groups: prepared rows of the stage.
+        prompts_per_step: groups of one optimizer step over all ranks.
+        num_steps: optimizer steps of the stage.
+        tokens_per_pass: padded tokens of one forward.
+        seed: of the row order and minibatches.
+        window: rollouts, for online methods.
+        prepare: makes a group of a row that a strategy draws.
+        find_row: gives back the source row of (task, row id), to revive saved rollouts.
+        should_stop: whether this rank was asked to stop.
+        reference: for methods that need reference_logps.
+    """
+
+    method: Method
+    strategy: Strategy
+    context: Context
+    groups: list[Group]
+    prompts_per_step: int
+    num_steps: int
+    tokens_per_pass: int
+    seed: int
+    prepare: Callable[[Task, Row], Group]
+    find_row: Callable[[str, str], Row]
+    window: RolloutWindow | None = None
+    should_stop: Callable[[], bool] = lambda: False
+    reference: Reference | None = None
+
+
+class _Rows(Dataset[Group | None]):
+    def __init__(self, groups: list[Group]) -> None:
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> Group | None:
+        return self.groups[index] if index >= 0 else None
+
+
+class _StepHooks(TrainerCallback):
+    """Calls the strategy after the optimizer's step and turns an agreed stop into a saved one."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.engine.work.strategy.after_step(self.engine.work.context)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        reach("training")
+        alone = args.world_size == 1 and self.engine.work.should_stop()
+        self.engine.stopping = self.engine.stopping or alone
+        if state.global_step >= args.max_steps or self.engine.stopping:
+            control.should_save, control.should_training_stop = True, True
+            control.should_log = True
+
+
+class Engine(Trainer):
+    """Trains one stage. See the module's text for the loop."""
+
+    def __init__(self, model: nn.Module, args: TrainingArguments, work: Work, tokenizer: Any) -> None:
+        self.work = work
+        self.routing = Routing("shared", work.method.temperature, "entropy" in work.method.needs)
+        self.layout_reason = ""
+        self.stopping = False
+        self.num_tokens = 0.0
+        self._pending: list[Group] = []
+        self._metrics: dict[str, list[Any]] = {}
+        self._staging: Path | None = None
+        self._step_started = 0.0
+        settings: dict[str, Any] = {"train_dataset": _Rows(work.groups), "data_collator": list}
+        super().__init__(model, args, processing_class=tokenizer, **settings)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_StepHooks(self))
+        # Normalisation is ours alone; Trainer must not divide by its own guess.
+        self.loss_is_scaled_for_ga = True
+
+    # --- rows -------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """One long epoch of blocks; see ``BlockSampler``."""
+        repeats = self.work.window.length if self.work.window else 1
+        minibatches = self.work.window.method.num_minibatches if self.work.window else 1
+        block = self.work.prompts_per_step * minibatches
+        sampler = BlockSampler(
+            len(self.work.groups), block, -(-self.work.num_steps // repeats), repeats, self.work.seed
+        )
+        rows = block // (self.args.world_size * self.args.gradient_accumulation_steps)
+        dataset: Any = self.train_dataset
+        return self.accelerator.prepare(DataLoader(dataset, batch_size=rows, sampler=sampler, collate_fn=list))
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, None]:
+        """Keep the number of micro-batches and only remember their rows."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        self._pending = [group for batch in batches for group in batch if group is not None]
+        return batches, None
+
+    def _drawn(self) -> list[Group]:
+        """What the strategies add to this rollout or step: the same on every rank, each takes its share."""
+        context = self.work.context
+        minibatches = self.work.window.method.num_minibatches if self.work.window else 1
+        drawn = self.work.strategy.draw(context, self.work.prompts_per_step * minibatches)
+        mine = drawn[context.rank :: context.world_size]
+        groups = [self.work.prepare(task, row) for task, row in mine]
+        for group in groups:
+            group.is_replay = True
+        return groups
+
+    def _groups_of_step(self) -> tuple[list[Group], bool]:
+        if self.work.window is None:
+            return self._pending + self._drawn(), False
+        return self.work.window.step(self.state.global_step, lambda: self._pending + self._drawn())
+
+    # --- one optimizer step -------------------------------------------------------------------------
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """0 until the last micro-batch of the step, then the whole step; returns the step's loss."""
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
+        self._step_started = self._step_started or time.perf_counter()
+        self.work.context.step = self.state.global_step
+        groups, moved = self._groups_of_step()
+        model.train()
+        loss = self._passes(model, groups, moved)
+        self._fill_gradients(model)
+        self.work.strategy.penalty(self.work.context)
+        self.work.strategy.project(self.work.context)
+        return loss
+
+    def _passes(self, model: nn.Module, groups: list[Group], moved: bool) -> torch.Tensor:
+        method, strategy, context = self.work.method, self.work.strategy, self.work.context
+        taught = groups
+        if isinstance(method, OnlineMethod) and not strategy.adds_loss:
+            # Groups without advantage have no gradient; they still count in the totals below.
+            taught = [group for group in groups if method.teaches(group)]
+        self._settle_layout(taught)
+        passes = plan_passes(taught, self.work.tokens_per_pass, shared=self.routing.layout == "shared")
+        counts = method.count(groups) | strategy.count(context, groups)
+        counts |= {"tokens": float(sum(c.num_trained() for group in groups for c in group.completions))}
+        totals, num_passes = self._agree(counts, len(passes))
+        self.num_tokens += totals["tokens"]
+        loss = torch.zeros((), device=self.args.device)
+        for number in range(num_passes):
+            last = number == num_passes - 1
+            idle = number >= len(passes)
+            # A rank with fewer passes runs along without weight, or the others' gradients would wait for it.
+            batch = to_batch(_idle_groups() if idle else passes[number], self.args.device, use_old_logps=moved)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model=model):
+                term = self._loss_of(model, batch, totals) * (0.0 if idle else 1.0)
+                self.accelerator.backward(term)
+            loss += term.detach()
+        return loss
+
+    def _loss_of(self, model: nn.Module, batch: Batch, totals: dict[str, float]) -> torch.Tensor:
+        strategy, context = self.work.strategy, self.work.context
+        if self.work.reference is not None and "reference_logps" in self.work.method.needs:
+            batch.reference_logps = self._reference_logps(batch)
+        with self.accelerator.autocast():
+            out = run(model, batch)
+        factors = strategy.weights(context, batch)
+        if factors is not None:
+            batch.weights = batch.weights * factors
+        loss = out.logps.sum() * 0.0
+        for output in (self.work.method.loss(out, batch), strategy.loss(context, batch, out)):
+            for name, value in output.sums.items() if output else ():
+                if totals[name] > 0:
+                    loss = loss + value / totals[name] * self.args.world_size
+            for name, (total, count) in output.metrics.items() if output else ():
+                self._record(name, total, count)
+        return loss
+
+    def _reference_logps(self, batch: Batch) -> torch.Tensor:
+        assert self.work.reference is not None
+        with torch.no_grad(), self.work.reference.model() as reference, self.accelerator.autocast():
+            routing = Routing(self.routing.layout, self.routing.temperature)
+            return score_batch(reference, LMHead(reference), batch, routing)["logps"]
+
+    def _fill_gradients(self, model: nn.Module) -> None:
+        """A parameter that no pass reached has gradient zero, not none: the optimizer must treat it like the others."""
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def _agree(self, counts: dict[str, float], num_passes: int) -> tuple[dict[str, float], int]:
+        """Sum the counts over ranks, take the most passes of any rank, and agree on stopping; one collective."""
+        names = sorted(counts)
+        mine = [*(counts[name] for name in names), float(self.work.should_stop()), float(num_passes)]
+        vector = torch.tensor([mine], dtype=torch.float64)
+        if self.args.world_size > 1:
+            vector = self.accelerator.gather(vector.to(self.args.device)).cpu()
+        total = vector.sum(0).tolist()
+        self.stopping = total[-2] > 0
+        return dict(zip(names, total[:-2], strict=True)), int(vector[:, -1].max())
+
+    def _settle_layout(self, groups: Sequence[Group]) -> None:
+        if self.layout_reason or not groups:
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        batch = to_batch(probe(groups), self.args.device)
+        check_head(model, batch)
+        check = choose_layout(model, batch, self.accelerator.autocast)
+        self.routing.layout, self.layout_reason = check.layout, check.reason
+
+    # --- guards, logs ---------------------------------------------------------------------------------
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
+            raise GuardStop(
+                f"the gradient is not finite at step {self.state.global_step + 1}",
+                where=str(self.args.output_dir),
+                fix="the last checkpoint is good; lower the learning rate, then resume from it",
+            )
+        return norm
+
+    def _record(self, name: str, total: Any, count: Any) -> None:
+        entry = self._metrics.setdefault(name, [0.0, 0.0])
+        entry[0] = entry[0] + (total.detach() if isinstance(total, torch.Tensor) else total)
+        entry[1] = entry[1] + (count.detach() if isinstance(count, torch.Tensor) else count)
+
+    def record(self, metrics: dict[str, tuple[float, float]]) -> None:
+        """Add (sum, count) pairs to what the next log line reports."""
+        for name, (total, count) in metrics.items():
+            self._record(name, total, count)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the methods' and strategies' metrics, reduced over ranks here and not at every step."""
+        if "loss" in logs:
+            logs |= self._reduced_metrics()
+        super().log(logs, start_time)
+
+    def _reduced_metrics(self) -> dict[str, float]:
+        mine = {name: (float(total), float(count)) for name, (total, count) in self._metrics.items()}
+        self._metrics = {}
+        everyone: list[dict[str, tuple[float, float]]] = [mine]
+        if self.args.world_size > 1:
+            everyone = [{} for _ in range(self.args.world_size)]
+            torch.distributed.all_gather_object(everyone, mine)
+        reduced: dict[str, float] = {"num_tokens": self.num_tokens}
+        for name in sorted({name for part in everyone for name in part}):
+            total, count = (sum(part.get(name, (0.0, 0.0))[i] for part in everyone) for i in (0, 1))
+            if count > 0:
+                reduced[name] = total / count
+        seconds = time.perf_counter() - self._step_started if self._step_started else 0.0
+        self._step_started = 0.0
+        return reduced | {"seconds": seconds}
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not estimated: the rows of a step are not one padded batch."""
+        return 0
+
+    # --- saving ---------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or self.args.output_dir)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's checkpoint and our state, under a temporary name until it is whole."""
+        target = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        self._staging = target.with_name(f"{STAGING}{target.name}")
+        if self.args.should_save:
+            shutil.rmtree(self._staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+            reach("saving")
+            folder = self._staging / target.name
+            if self.work.window is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                save_state(
+                    folder, f"window-{self.args.process_index}", self.work.window.state_dict(self.state.global_step)
+                )
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                (folder / "training_args.bin").unlink(missing_ok=True)
+                save_state(folder, STATE, {"strategy": self.work.strategy.state_dict(), "num_tokens": self.num_tokens})
+                publish(folder, target)
+                shutil.rmtree(self._staging, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+        finally:
+            self._staging = None
+
+    def restore(self, checkpoint: Path) -> None:
+        """Load what Trainer does not know: the strategies' state and the rollout window."""
+        state = load_state(checkpoint, STATE) or {}
+        self.work.strategy.load_state_dict(state.get("strategy", {}))
+        self.num_tokens = state.get("num_tokens", 0.0)
+        window = load_state(checkpoint, f"window-{self.args.process_index}")
+        if self.work.window is not None and window is not None:
+            self.work.window.load_state_dict(window, self.work.find_row)
+
+    def fit(self, checkpoint: Path | None = None) -> None:
+        """Train the stage, from ``checkpoint`` if one is given; afterwards the model's forward is its own again."""
+        if checkpoint is not None:
+            self.restore(checkpoint)
+        model = self.accelerator.unwrap_model(self.model)
+        quiet = contextlib.nullcontext() if self.work.method.dropout else no_dropout(model)
+        with quiet, routed(model, self.routing):
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _idle_groups() -> list[Group]:
+    return [Group("", "", [0], [Completion([0], weight=0.0)])]

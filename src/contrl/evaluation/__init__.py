@@ -1,0 +1,1 @@
+"""Scores of a policy on the tasks of a sequence."""

@@ -1,0 +1,194 @@
+"""The only file that picks concrete classes: names in a configuration become methods, strategies, tasks, a run.
+
+A new method or strategy is one line in a dictionary here. Anything may also be given by import path,
+``module:Name``, found from the working directory, without touching the package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from contrl.config import PluginConfig, RunConfig, SequenceConfig, TaskConfig
+from contrl.data.sources import hold_out, overlap, read_rows, with_ids
+from contrl.errors import UserError
+from contrl.interfaces import Method, Metric, OnlineMethod, Reward, Row, Stage, Strategy, Task, TaskSequence
+from contrl.strategies.composite import combine
+
+METHODS = {
+    "rloo": "contrl.methods.rloo:RLOO",
+    "sft": "contrl.methods.sft:SFT",
+}
+STRATEGIES = {
+    "naive": "contrl.strategies.naive:Naive",
+    "replay": "contrl.strategies.replay:Replay",
+}
+SEQUENCES = {
+    "countdown": "contrl.continual.sequences:Countdown",
+}
+REWARDS = {
+    "countdown": "contrl.rewards.countdown:countdown_reward",
+    "exact_match": "contrl.rewards.rules:exact_match",
+}
+METRICS = {
+    "success": "contrl.continual.sequences:COUNTDOWN_METRIC",
+    "exact_match": "contrl.rewards.rules:exact_match",
+    "logp": "contrl.interfaces:LIKELIHOOD",
+}
+JUDGED_BY = {"countdown": "success"}
+"""The metric of a task that names only a reward, where the two differ."""
+
+_KINDS = {
+    "method": METHODS,
+    "strategy": STRATEGIES,
+    "sequence": SEQUENCES,
+    "reward": REWARDS,
+    "metric": METRICS,
+}
+
+
+def find(kind: str, name: str) -> Any:
+    """The class or function called ``name``.
+
+    Args:
+        kind: method, strategy, sequence, reward or metric.
+        name: a name of this file's dictionaries, or ``module:Name``.
+
+    Raises:
+        UserError: with the nearest known name, or why the import failed.
+    """
+    known = _KINDS[kind]
+    path = known.get(name, name)
+    if ":" not in path:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(
+            f"unknown {kind} {name!r}", fix=f"{hint}known: {', '.join(sorted(known))}; or an import path module:Name"
+        )
+    module, _, attribute = path.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        # A console script does not have the working directory on its path; `python -m` has.
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"there is no module {error.name!r}", why=f"needed for the {kind} {name!r}", fix=f"looked in {Path.cwd()}"
+        ) from error
+    except AttributeError:
+        raise UserError(f"the module {module} has no {attribute!r}", why=f"named as a {kind}") from None
+    bases: Mapping[str, type] = {"method": Method, "strategy": Strategy}
+    if kind in bases and not (isinstance(found, type) and issubclass(found, bases[kind])):
+        raise UserError(f"{name!r} is no {kind}", fix=f"derive it from contrl.interfaces.{bases[kind].__name__}")
+    return found
+
+
+# --- tasks --------------------------------------------------------------------------------------------
+
+
+def build_tasks(config: RunConfig, say: Callable[[str], None] = lambda text: None) -> list[Task]:
+    """The tasks of a run with their rows.
+
+    Raises:
+        UserError: for rows that cannot be read, or names that occur twice.
+    """
+    if isinstance(config.tasks, SequenceConfig):
+        target = find("sequence", config.tasks.name)
+        made = target(**config.tasks.fields)
+        tasks = list(made.tasks()) if isinstance(target, type) else list(made)
+    else:
+        tasks = [_task(task, config.seed) for task in config.tasks]
+    limit = config.evaluation.max_examples
+    if limit is not None:
+        tasks = [Task(t.name, t.train, t.eval[:limit], t.reward, t.metric, t.method, t.training) for t in tasks]
+    for task in tasks:
+        shared = overlap(task.train, task.eval)
+        if shared:
+            say(f"task {task.name}: {shared} of {len(task.eval)} evaluation rows also stand in its training rows")
+    return tasks
+
+
+def _task(config: TaskConfig, seed: int) -> Task:
+    if ":" in config.data and not Path(config.data).exists():
+        rows: Sequence[Row] = with_ids(list(find("reward", config.data)()), config.data)
+    else:
+        rows = read_rows(config.data, config.train_split)
+    held_out: Sequence[Row] = ()
+    if config.eval_data is not None:
+        held_out = read_rows(config.eval_data, config.eval_split)
+    elif config.eval_size is not None:
+        rows, held_out = hold_out(rows, config.eval_size, seed)
+    elif Path(config.data).is_dir():
+        held_out = read_rows(config.data, config.eval_split)
+    reward: Reward | None = find("reward", config.reward) if config.reward else None
+    metric = build_metric(config.metric or config.reward or "logp")
+    return Task(config.name, rows, held_out, reward, metric, config.method, config.training)
+
+
+def build_metric(name: str) -> Metric:
+    """A metric by name; a reward's name means "judged by that reward"."""
+    name = JUDGED_BY.get(name, name)
+    found = find("metric" if name in METRICS else "reward", name)
+    return found if isinstance(found, Metric) else Metric(name.rpartition(":")[2], found)
+
+
+# --- method and strategies ----------------------------------------------------------------------------
+
+
+def build_method(config: RunConfig, sequence: TaskSequence) -> Callable[[Stage], Method]:
+    """The method of each stage: the run's, with the fields its task overrides."""
+    target = find("method", config.method.name)
+
+    def method_for(stage: Stage) -> Method:
+        overrides: dict[str, Any] = {}
+        for name in stage.tasks:
+            overrides |= sequence.task(name).method
+        return target(**{**config.method.fields, **overrides})
+
+    return method_for
+
+
+def build_strategy(plugins: Sequence[PluginConfig]) -> Strategy:
+    """All strategies of a run as one; none at all is naive."""
+    strategies: list[Strategy] = []
+    for plugin in plugins or (PluginConfig("naive"),):
+        strategy: Strategy = find("strategy", plugin.name)(**plugin.fields)
+        if not strategy.name:
+            type(strategy).name = plugin.name.rpartition(":")[2]
+        strategies.append(strategy)
+    return combine(strategies)
+
+
+def check_pairs(config: RunConfig, tasks: Sequence[Task]) -> None:
+    """Refuse what cannot work before a model is loaded.
+
+    Raises:
+        UserError: naming the pair, the reason and what works.
+    """
+    method = find("method", config.method.name)
+    if issubclass(method, OnlineMethod):
+        without = [task.name for task in tasks if task.reward is None]
+        if without:
+            raise UserError(
+                f"{config.method.name} needs a reward, and {', '.join(without)} has none",
+                fix="give each task `reward: NAME` or `reward: module:function`",
+            )
+    empty = [task.name for task in tasks if not task.eval]
+    if empty:
+        raise UserError(
+            f"nothing to evaluate {', '.join(empty)} on",
+            why="every task is evaluated after every stage",
+            fix="give eval_data, or eval_size to hold rows out, or a folder with a test split",
+        )
+    for plugin in config.strategies:
+        found = find("strategy", plugin.name)
+        changes_gradient = found.penalty is not Strategy.penalty or found.project is not Strategy.project
+        if changes_gradient and (config.training.get("fp16") or config.training.get("deepspeed")):
+            raise UserError(
+                f"the strategy {plugin.name} changes whole gradients, which fp16 and DeepSpeed do not show",
+                fix="use bf16 or float32 with DDP or FSDP2, or a strategy that works on rows (replay)",
+            )

@@ -1,0 +1,1 @@
+"""Loading policies, the embedded models, adapters and reference models."""

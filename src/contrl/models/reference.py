@@ -1,0 +1,98 @@
+"""A frozen policy with a stated origin, for methods and strategies that compare with one.
+
+The origin is explicit: ``base`` (the weights the run started from), ``previous`` (the weights at the start of
+the stage) or ``ema`` (a moving average of the policy). One reference serves everything that needs it. Under LoRA
+``base`` is the policy with its adapters off; ``previous`` and ``ema`` keep a frozen copy of the adapter's weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from contrl.errors import UserError
+from contrl.models.modes import evaluating, unchanged_training
+
+Origin = Literal["base", "previous", "ema"]
+
+
+class Reference:
+    """Frozen weights to score with.
+
+    Args:
+        policy: the model being trained (unwrapped); never changed, only borrowed under LoRA.
+        origin: where the frozen weights come from. ``base`` on full fine-tuning must be taken before training.
+        decay: of the moving average, for ``ema``.
+    """
+
+    def __init__(self, policy: nn.Module, origin: Origin, decay: float = 0.999) -> None:
+        if origin not in get_args(Origin):
+            raise UserError(f"unknown reference {origin!r}", fix=f"use one of {', '.join(get_args(Origin))}")
+        self.policy, self.origin, self.decay = policy, origin, decay
+        self.is_adapter = hasattr(policy, "peft_config")
+        self.frozen: nn.Module | None = None
+        self.adapter: dict[str, torch.Tensor] = {}
+        if self.is_adapter:
+            if origin != "base":
+                self.adapter = {name: p.detach().clone() for name, p in self._trainable()}
+        else:
+            self.frozen = copy.deepcopy(policy).requires_grad_(False).eval()
+            for name in ("forward", "_original_forward"):
+                # An instance-level forward is a closure over the policy; the copy must run its own weights.
+                self.frozen.__dict__.pop(name, None)
+
+    def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self.policy.named_parameters() if p.requires_grad)
+
+    def update(self) -> None:
+        """Move an ``ema`` reference towards the policy: ``r <- decay r + (1 - decay) p``."""
+        if self.origin != "ema":
+            raise UserError(f"a {self.origin!r} reference does not move", fix="use origin 'ema'")
+        with torch.no_grad():
+            if self.frozen is not None:
+                for mine, theirs in zip(self.frozen.parameters(), self.policy.parameters(), strict=True):
+                    mine.lerp_(theirs.detach(), 1 - self.decay)
+            for name, parameter in self._trainable() if self.is_adapter else ():
+                self.adapter[name].lerp_(parameter.detach(), 1 - self.decay)
+
+    @contextlib.contextmanager
+    def model(self) -> Iterator[nn.Module]:
+        """The reference as a model in eval mode; under LoRA the policy itself with other adapter weights."""
+        if self.frozen is not None:
+            yield self.frozen
+            return
+        policy: Any = self.policy
+        other_weights = policy.disable_adapter() if self.origin == "base" else self._swapped()
+        with evaluating(policy), unchanged_training(policy), other_weights:
+            yield policy
+
+    @contextlib.contextmanager
+    def _swapped(self) -> Iterator[None]:
+        current = {name: p.data for name, p in self._trainable()}
+        for name, parameter in self._trainable():
+            parameter.data = self.adapter[name]
+        try:
+            yield
+        finally:
+            for name, parameter in self._trainable():
+                parameter.data = current[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The frozen weights; empty for an adapter-off ``base``, which is the policy's own frozen part."""
+        if self.frozen is not None:
+            return {"weights": dict(self.frozen.state_dict())}
+        return {"weights": dict(self.adapter)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of ``state_dict``."""
+        if self.frozen is not None:
+            self.frozen.load_state_dict(state["weights"])
+        else:
+            # Copies on the policy's device: the state may be another reference's, or fresh from a file.
+            places = {name: parameter.device for name, parameter in self._trainable()}
+            self.adapter = {name: tensor.to(places[name], copy=True) for name, tensor in state["weights"].items()}

@@ -1,0 +1,1 @@
+"""How not to forget: one file per strategy."""
