@@ -485,3 +485,20 @@ def test_the_default_404_000_rows_within_a_minute(tmp_path):
         assert len(seen) == count
         sides[path.stem] |= seen
     assert not sides["train"] & sides["test"]
+
+
+@pytest.mark.parametrize("max_number", [20, 999], ids=["listed", "drawn"])
+def test_without_parentheses_every_stored_solution_needs_none(max_number):
+    """A small space is listed whole, a large one is drawn form by form; both leave out what needs brackets."""
+    config = CountdownConfig(
+        train_size=300, test_size=50, max_number=max_number, template="compact", parentheses=False, seed=3
+    )
+    for group in config.groups:
+        for split in generate(config, group):
+            assert not any("(" in item.solution for item in split)
+            scores = [verifier.compute_score(f"countdown/{group}", i.solution, ground_truth_of(i)) for i in split]
+            assert scores == [1.0] * len(split)
+
+
+def ground_truth_of(item):
+    return {"target": item.target, "numbers": list(item.numbers), "operators": item.operators, "template": "compact"}

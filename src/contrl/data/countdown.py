@@ -84,6 +84,7 @@ class CountdownConfig:
         template: how an instance is put to the model, one of ``TEMPLATES``.
         seed: equal seeds give equal bytes.
         allow_fewer: ``train_size`` is a ceiling; a group with fewer instances gives all of its train side.
+        parentheses: False keeps to instances that can be solved without brackets.
     """
 
     groups: tuple[str, ...] = tuple(OPERATORS)
@@ -95,6 +96,7 @@ class CountdownConfig:
     template: str = "base"
     seed: int = 42
     allow_fewer: bool = False
+    parentheses: bool = True
 
     def __post_init__(self) -> None:
         for name in ("groups", "num_operands", "target_range"):
@@ -106,7 +108,8 @@ class CountdownConfig:
 
     def space(self, group: str) -> Space:
         """The instances that a group may draw from."""
-        return Space(OPERATORS[group], tuple(sorted(self.num_operands)), self.max_number, self.target_range)
+        counts = tuple(sorted(self.num_operands))
+        return Space(OPERATORS[group], counts, self.max_number, self.target_range, self.parentheses)
 
 
 def _config_errors(config: CountdownConfig) -> Iterator[UserError]:

@@ -45,12 +45,21 @@ class Form:
 
 @dataclass(frozen=True)
 class Space:
-    """What instances are made of: operators (the newest last, in every solution), operand counts, and ranges."""
+    """What instances are made of: operators (the newest last, in every solution), operand counts, and ranges.
+
+    Without ``parentheses`` an instance belongs only if it has a solution that needs none.
+    """
 
     operators: str
     num_operands: tuple[int, ...]
     max_number: int
     target_range: tuple[int, int]
+    parentheses: bool = True
+
+    def forms(self, num_operands: int) -> int:
+        """How many of ``forms_of`` may be used: the first ones, because those without brackets stand in front."""
+        forms = forms_of(num_operands, self.operators)
+        return len(forms) if self.parentheses else sum("(" not in form.text for form in forms)
 
     def largest(self, num_operands: int) -> int:
         """The largest operand that can occur: in a sum no number exceeds the target less one for each other."""
@@ -244,7 +253,8 @@ def _max_arrangements(num_operands: int, operators: str) -> int:
 def _list_block(space: Space, multisets: Ints) -> Pool:
     """Every instance with those operands [rows, n]."""
     num_operands = multisets.shape[1]
-    arrangements = _arrangements(num_operands, space.operators)
+    allowed = space.forms(num_operands)
+    arrangements = [pair for pair in _arrangements(num_operands, space.operators) if pair[1] < allowed]
     forms = forms_of(num_operands, space.operators)
     low, high = space.target_range
     codes, found_by = [], []
@@ -279,7 +289,7 @@ def draw(space: Space, rows: int, rng: np.random.Generator) -> Pool:
     """About ``rows`` instances (some may repeat), spread evenly over operand counts and forms."""
     parts = []
     for num_operands in space.num_operands:
-        num_forms = len(forms_of(num_operands, space.operators))
+        num_forms = space.forms(num_operands)
         chosen = rng.permutation(num_forms)[:MAX_FORMS_DRAWN]
         share = math.ceil(rows / len(chosen) / len(space.num_operands))
         parts += [_draw_form(space, num_operands, int(index), share, rng) for index in chosen]

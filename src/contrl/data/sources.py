@@ -123,7 +123,7 @@ def _csv(path: Path) -> list[Any]:
                     raise UserError(f"not {columns} values, one for each column", where=f"{path}:{reader.line_num}")
                 rows.append(row)
         except csv.Error as error:
-            raise UserError(f"not CSV: {error}", where=f"{path}:{reader.line_num}", fix="use jsonl") from None
+            raise UserError(f"not CSV: {error}", where=f"{path}:{reader.line_num + 1}", fix="use jsonl") from None
     return rows
 
 
