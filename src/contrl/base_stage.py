@@ -1,7 +1,7 @@
 """A stage before the sequence, on all tasks mixed: trained once by the same loop, then found in a cache.
 
 It gives a small model partial competence everywhere, without which reinforcement on one task never starts on the
-next. The cache is keyed by everything that went in, so a changed recipe or changed rows train anew.
+next. The cache is keyed by everything that went in, so a changed recipe, other weights or changed rows train anew.
 """
 
 from __future__ import annotations
@@ -19,26 +19,49 @@ from contrl import __version__
 from contrl.config import BaseStageConfig, EvaluationConfig, ModelConfig, RunConfig
 from contrl.continual.processes import Ranks
 from contrl.continual.run_folder import RunFolder
-from contrl.continual.runner import Progress, Runner
+from contrl.continual.runner import Plan, Progress, Runner
 from contrl.data.sources import fingerprint
 from contrl.engine.checkpoint import whole_folder
 from contrl.errors import EnvironmentFault
 from contrl.experiment import build_strategy
 from contrl.faults import reach
 from contrl.interfaces import Stage, Task, TaskSequence
-from contrl.models.load import Policy, load_policy
+from contrl.models.load import Policy, load_policy, weights_folder
 from contrl.planning import build_plan
 
+STAGE = Stage(1, ("base",))
+"""The only stage of the run folder in the cache."""
 
-def base_digest(model: ModelConfig, base: BaseStageConfig, sequence: TaskSequence) -> str:
+
+def base_digest(model: ModelConfig, base: BaseStageConfig, sequence: TaskSequence, world_size: int = 1) -> str:
     """A hash of everything that decides the weights of a base stage."""
     parts = {
         "contrl": __version__,
-        "model": dataclasses.asdict(model) | {"use_peft": False},
+        "model": {name: value for name, value in dataclasses.asdict(model).items() if not _is_of_adapter(name)},
+        "weights": _content(model.name_or_path),
         "base": dataclasses.asdict(base),
         "rows": [fingerprint(task.train) for task in sequence.tasks],
+        # Without prompts_per_step the size of a step follows from the number of processes.
+        "processes": world_size if base.prompts_per_step is None else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _is_of_adapter(name: str) -> bool:
+    return name == "use_peft" or name.startswith("lora_")
+
+
+def _content(name: str) -> str | None:
+    """A hash of the weights in a folder, which may change under the same name; None for anything else."""
+    folder = weights_folder(name)
+    if folder is None:
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".bin"):
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def save_policy(policy: Policy, folder: Path) -> None:
@@ -53,6 +76,31 @@ def cache_folder() -> Path:
     return Path(os.environ.get("CONTRL_CACHE") or Path.home() / ".cache" / "contrl")
 
 
+def _place(config: RunConfig, base: BaseStageConfig, sequence: TaskSequence, ranks: Ranks) -> RunFolder:
+    digest = base_digest(config.model, base, sequence, ranks.world_size)
+    return RunFolder(cache_folder() / f"base-{digest}", writes=ranks.rank == 0)
+
+
+def is_trained(config: RunConfig, base: BaseStageConfig, sequence: TaskSequence, ranks: Ranks) -> bool:
+    """Whether the cache already holds this base stage."""
+    return _place(config, base, sequence, ranks).done(STAGE.index, "saved")
+
+
+def base_plan(config: RunConfig, base: BaseStageConfig, sequence: TaskSequence, ranks: Ranks) -> Plan:
+    """The base stage as a sequence of one task that holds the train rows of all."""
+    rows = [{**row, "id": f"{task.name}/{row['id']}"} for task in sequence.tasks for row in task.train]
+    alone = replace(
+        config,
+        method=base.method,
+        training=base.training,
+        prompts_per_step=base.prompts_per_step,
+        seed=base.seed,
+        evaluation=EvaluationConfig(at_start=False),
+    )
+    plan = build_plan(alone, TaskSequence((Task("base", rows),), (STAGE,)), ranks.world_size)
+    return replace(plan, evaluates=False)
+
+
 def base_model(
     config: RunConfig, base: BaseStageConfig, sequence: TaskSequence, ranks: Ranks, progress: Progress
 ) -> Path:
@@ -64,25 +112,25 @@ def base_model(
     Raises:
         EnvironmentFault: when the cache cannot be written.
     """
-    path = cache_folder() / f"base-{base_digest(config.model, base, sequence)}"
+    folder = _place(config, base, sequence, ranks)
     lock: AbstractContextManager[Any] = nullcontext()
     if ranks.rank == 0:
         from filelock import FileLock
 
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EnvironmentFault(
-                f"the cache {path.parent} cannot be written: {error}", fix="set CONTRL_CACHE"
+                f"the cache {folder.path.parent} cannot be written: {error.strerror}", fix="set CONTRL_CACHE"
             ) from error
-        lock = FileLock(f"{path}.lock")
+        # Two runs that want the same base train it once; the second waits.
+        lock = FileLock(f"{folder.path}.lock")
     with lock:
         ranks.barrier()
-        folder = RunFolder(path, writes=ranks.rank == 0)
-        if not folder.done(1, "saved"):
+        if not folder.done(STAGE.index, "saved"):
             _train_base(config, base, sequence, folder, ranks, progress)
         ranks.barrier()
-    return folder.stage(Stage(1, ("base",))) / "final"
+    return folder.stage(STAGE) / "final"
 
 
 def _train_base(
@@ -93,22 +141,13 @@ def _train_base(
     ranks: Ranks,
     progress: Progress,
 ) -> None:
-    rows = [{**row, "id": f"{task.name}/{row['id']}"} for task in sequence.tasks for row in task.train]
-    mixed = TaskSequence.in_order([Task("base", rows)])
-    alone = replace(
-        config,
-        method=base.method,
-        training=base.training,
-        prompts_per_step=base.prompts_per_step,
-        seed=base.seed,
-        evaluation=EvaluationConfig(at_start=False),
-    )
-    plan = replace(build_plan(alone, mixed, ranks.world_size), evaluates=False)
-    policy = load_policy(replace(config.model, use_peft=False), base.seed)
+    plan = base_plan(config, base, sequence, ranks)
+    policy = load_policy(replace(config.model, use_peft=False), base.seed, device=ranks.device(base.training))
     place = folder.path / "base"
-    if ranks.rank == 0:
+    if ranks.rank == 0 and not place.exists():
         save_policy(policy, place)
     ranks.barrier()
-    progress.say(f"base stage: {base.method.name} on {len(rows)} rows of all tasks, kept in {folder.path}")
+    num_rows = len(plan.sequence[0].train)
+    progress.say(f"base stage: {base.method.name} on {num_rows} rows of all tasks, kept in {folder.path}")
     reach("base")
     Runner(plan, folder, policy, build_strategy(()), place, progress, ranks.rank, ranks.world_size).run()

@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +72,8 @@ def find(kind: str, name: str) -> Any:
             f"unknown {kind} {name!r}", fix=f"{hint}known: {', '.join(sorted(known))}; or an import path module:Name"
         )
     module, _, attribute = path.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        # A console script does not have the working directory on its path; `python -m` has.
-        sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = getattr(_import(module), attribute)
     except ModuleNotFoundError as error:
         raise UserError(
             f"there is no module {error.name!r}", why=f"needed for the {kind} {name!r}", fix=f"looked in {Path.cwd()}"
@@ -87,6 +86,24 @@ def find(kind: str, name: str) -> Any:
     return found
 
 
+def _import(module: str) -> Any:
+    """A module, found from the working directory too; one that breaks while it is imported is the user's to mend."""
+    if str(Path.cwd()) not in sys.path:
+        # A console script does not have the working directory on its path; `python -m` has.
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # whatever the module's own code raises
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{last.filename}:{last.lineno}"
+        if isinstance(error, SyntaxError) and error.filename:
+            where = f"{error.filename}:{error.lineno}"
+        what = f"importing {module} failed: {type(error).__name__}: {error}"
+        raise UserError(what, where=where, fix="--debug shows the whole traceback") from error
+
+
 # --- tasks --------------------------------------------------------------------------------------------
 
 
@@ -97,19 +114,37 @@ def build_tasks(config: RunConfig, say: Callable[[str], None] = lambda text: Non
         UserError: for rows that cannot be read, or names that occur twice.
     """
     if isinstance(config.tasks, SequenceConfig):
-        target = find("sequence", config.tasks.name)
-        made = target(**config.tasks.fields)
-        tasks = list(made.tasks()) if isinstance(target, type) else list(made)
+        tasks = _sequence(config.tasks)
     else:
         tasks = [_task(task, config.seed) for task in config.tasks]
     limit = config.evaluation.max_examples
     if limit is not None:
-        tasks = [Task(t.name, t.train, t.eval[:limit], t.reward, t.metric, t.method, t.training) for t in tasks]
+        tasks = [replace(task, eval=task.eval[:limit]) for task in tasks]
     for task in tasks:
         shared = overlap(task.train, task.eval)
         if shared:
             say(f"task {task.name}: {shared} of {len(task.eval)} evaluation rows also stand in its training rows")
     return tasks
+
+
+def _sequence(config: SequenceConfig) -> list[Task]:
+    """The tasks of a named sequence: of a function's answer, or of a class's method ``tasks``."""
+    target = find("sequence", config.name)
+    made = target(**config.fields)
+    tasks = list(made.tasks()) if isinstance(target, type) else list(made)
+    wrong = [task for task in tasks if not isinstance(task, Task)]
+    if wrong or not tasks:
+        found = f"a {type(wrong[0]).__name__}" if wrong else "nothing"
+        raise UserError(f"the sequence {config.name!r} gives {found}", fix="give contrl.interfaces.Task objects")
+    names = [task.name for task in tasks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"the sequence {config.name!r} has two tasks called {twice!r}", fix="name each differently")
+    where = f"sequence {config.name}"
+    return [
+        replace(t, train=with_ids(t.train, f"{where}, {t.name}"), eval=with_ids(t.eval, f"{where}, {t.name}"))
+        for t in tasks
+    ]
 
 
 def _task(config: TaskConfig, seed: int) -> Task:
@@ -184,10 +219,17 @@ def check_pairs(config: RunConfig, tasks: Sequence[Task]) -> None:
             why="every task is evaluated after every stage",
             fix="give eval_data, or eval_size to hold rows out, or a folder with a test split",
         )
+    if config.base is not None and issubclass(find("method", config.base.method.name), OnlineMethod):
+        raise UserError(
+            f"a base stage cannot learn by {config.base.method.name}",
+            why="it mixes the rows of all tasks, and their rewards do not mix",
+            fix="use sft",
+        )
+    halved = any(task.training.get("fp16") for task in tasks) or config.training.get("fp16")
     for plugin in config.strategies:
         found = find("strategy", plugin.name)
         changes_gradient = found.penalty is not Strategy.penalty or found.project is not Strategy.project
-        if changes_gradient and (config.training.get("fp16") or config.training.get("deepspeed")):
+        if changes_gradient and (halved or config.training.get("deepspeed")):
             raise UserError(
                 f"the strategy {plugin.name} changes whole gradients, which fp16 and DeepSpeed do not show",
                 fix="use bf16 or float32 with DDP or FSDP2, or a strategy that works on rows (replay)",

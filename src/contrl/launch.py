@@ -1,7 +1,8 @@
 """Start, continue and finish a run: from a resolved configuration to a folder with results and a report.
 
 The same call serves all three. A folder that holds the same configuration is continued, a finished one is left
-alone, a different one is refused; so repeating a command is always safe.
+alone, a different one is refused; so repeating a command is always safe. Nothing is written, and nothing deleted,
+before the configuration has passed every check that needs no model.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from contrl.base_stage import base_model, save_policy
+from contrl.base_stage import base_model, base_plan, is_trained, save_policy
 from contrl.config import Resolved, RunConfig, difference, load, show
-from contrl.continual.manifest import describe_run
+from contrl.continual.manifest import describe_data, describe_run
 from contrl.continual.processes import Ranks, StopSignal
 from contrl.continual.records import write_atomic
-from contrl.continual.run_folder import RunFolder
+from contrl.continual.run_folder import TEMPORARY, RunFolder
 from contrl.continual.runner import Plan, Progress, Runner
-from contrl.errors import Interrupted, UserError
+from contrl.errors import EnvironmentFault, Interrupted, UserError
 from contrl.experiment import build_strategy, build_tasks, check_pairs, find
 from contrl.interfaces import Stage, TaskSequence
 from contrl.models.load import Policy, load_policy, weights_folder
@@ -34,15 +35,21 @@ class Options:
         command: the command line, for the manifest.
         overwrite: delete a different run in the folder first.
         dry_run: stop after telling what would be done.
+        resumes: the configuration is the folder's own, so it is not printed again.
         say: prints a line, on rank 0.
-        callbacks: Trainer callbacks that show progress, given (stage, stages, steps).
+        callbacks: Trainer callbacks that show progress, given (stage, stages, steps); a base stage has no stages.
     """
 
     command: Sequence[str] = ()
     overwrite: bool = False
     dry_run: bool = False
+    resumes: bool = False
     say: Callable[[str], None] = print
     callbacks: Callable[[Stage, int, int], list[Any]] = lambda stage, stages, steps: []
+
+
+Found = Literal["nothing", "this", "finished", "another"]
+"""What lies in an output folder: no run, this run, this run finished, another run that may be deleted."""
 
 
 def start(resolved: Resolved, options: Options) -> Path:
@@ -59,43 +66,41 @@ def start(resolved: Resolved, options: Options) -> Path:
     say = options.say if ranks.rank == 0 else (lambda text: None)
     folder = RunFolder(Path(config.output_dir), writes=ranks.rank == 0)
     with StopSignal(say) as stop:
-        if not options.dry_run and _settle_folder(folder, resolved, options, ranks):
-            say(f"this run is finished: {folder.path}")
-            return folder.path
-        tasks = build_tasks(config, say)
-        check_pairs(config, tasks)
-        sequence = TaskSequence.in_order(tasks, config.rounds)
-        plan = build_plan(config, sequence, ranks.world_size)
-        say(show(resolved))
-        for line in announce(config, plan):
-            say(line)
-        if options.dry_run:
-            return folder.path
-        if ranks.rank == 0 and not folder.exists:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            write_atomic(folder.path / "config.yaml", resolved.text.encode())
-            folder.write_manifest(describe_run(resolved, sequence, options.command, world_size=ranks.world_size))
+        found: Found = "nothing" if options.dry_run else _inspect(folder, resolved, options)
         ranks.barrier()
-        try:
+        if found != "finished":
+            sequence = TaskSequence.in_order(build_tasks(config, say), config.rounds)
+            check_pairs(config, sequence.tasks)
+            plan = build_plan(config, sequence, ranks.world_size)
+            _announce(resolved, plan, options, ranks, say)
+            if options.dry_run:
+                return folder.path
+            if found == "this":
+                _refuse_changed_rows(folder, sequence)
+            if ranks.rank == 0:
+                _open(folder, resolved, describe_run(resolved, sequence, options.command, ranks.world_size), found)
+            ranks.barrier()
             _train(config, plan, folder, ranks, _progress(plan, options, say, stop))
-        except Interrupted as stopped:
-            folder.amend_manifest(status="interrupted")
-            hint = f"continue with: contrl resume {folder.path}"
-            raise Interrupted(stopped.what, signum=stopped.exit_code - 128, fix=hint) from None
     if ranks.rank == 0:
-        finish(folder)
+        if folder.done(0, "finished"):
+            say(f"this run is finished: {folder.path}")
+        else:
+            finish(folder)
     ranks.barrier()
     return folder.path
 
 
-def _train(config: RunConfig, plan: Plan, folder: RunFolder, ranks: Ranks, progress: Progress) -> None:
-    """Load the policy (training the base stage if there is one) and go through the stages."""
-    policy, base = _policy(config, plan.sequence, folder, ranks, progress)
-    progress.say(f"weights  {policy.source}")
-    folder.amend_manifest(status="running", weights=policy.source)
-    strategy = build_strategy(config.strategies)
-    Runner(plan, folder, policy, strategy, base, progress, ranks.rank, ranks.world_size).run()
-    ranks.barrier()
+def resume(folder: Path, options: Options) -> Path:
+    """Continue the run in a folder with the configuration it was started with.
+
+    Raises:
+        UserError: when the folder holds no run.
+    """
+    if not (folder / "config.yaml").exists():
+        # Only the missing manifest is an error worth words; a run killed in its first moment has a configuration.
+        RunFolder(folder).manifest()
+    resolved = load(folder / "config.yaml", [f"output_dir={folder}"], resolve=find)
+    return start(resolved, replace(options, resumes=True))
 
 
 def finish(folder: RunFolder) -> None:
@@ -109,45 +114,99 @@ def finish(folder: RunFolder) -> None:
     folder.mark(0, "finished")
 
 
-def resume(folder: Path, options: Options) -> Path:
-    """Continue the run in a folder with the configuration it was started with."""
-    run = RunFolder(folder)
-    run.manifest()
-    resolved = load(folder / "config.yaml", [f"output_dir={folder}"], resolve=find)
-    return start(resolved, options)
+# --- the folder ---------------------------------------------------------------------------------------
 
 
-def _settle_folder(folder: RunFolder, resolved: Resolved, options: Options, ranks: Ranks) -> bool:
-    """Whether the run in the folder is already finished; refuses a folder that is something else."""
-    ranks.barrier()
-    path = folder.path
-    finished = False
+def _inspect(folder: RunFolder, resolved: Resolved, options: Options) -> Found:
+    """What the folder holds; only reads. Refuses what this run must not touch."""
+    path, wanted = folder.path, resolved.config
     if folder.exists:
-        before = folder.manifest()
-        if before.get("digest") == resolved.digest:
-            finished = before["status"] == "finished"
-            if finished and ranks.rank == 0 and not folder.done(0, "finished"):
-                finish(folder)
-        elif not options.overwrite:
-            changes = difference((path / "config.yaml").read_text(encoding="utf-8"), resolved.config)
-            raise UserError(
-                f"{path} holds a run with another configuration",
-                why="\n  ".join(changes),
-                fix="give another output_dir, or --overwrite_output_dir to delete that run",
-            )
-        elif ranks.rank == 0:
-            shutil.rmtree(path)
-    elif path.exists() and any(path.iterdir()):
+        manifest = folder.manifest()
+        if manifest.get("digest") == resolved.digest:
+            return "finished" if manifest.get("status") == "finished" else "this"
+        if options.overwrite:
+            return "another"
+        raise UserError(
+            f"{path} holds a run with another configuration",
+            why="\n  ".join(difference((path / "config.yaml").read_text(encoding="utf-8"), wanted)),
+            fix="give another output_dir, or --overwrite_output_dir to delete that run",
+        )
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file", fix="give another output_dir")
+    unfinished = {item.name for item in path.glob(TEMPORARY)}
+    lies_there = {item.name for item in path.iterdir()} - unfinished if path.exists() else set()
+    if lies_there == {"config.yaml"} and (path / "config.yaml").read_text(encoding="utf-8") == resolved.text:
+        return "nothing"  # killed in the first moment of its life
+    if lies_there:
         raise UserError(f"{path} is not empty and holds no run", fix="give another output_dir")
+    return "nothing"
+
+
+def _open(folder: RunFolder, resolved: Resolved, manifest: dict[str, Any], found: Found) -> None:
+    """Make the folder a run of this configuration."""
+    try:
+        if found == "another":
+            shutil.rmtree(folder.path)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder.path / "config.yaml", resolved.text.encode())
+        if not folder.exists:
+            folder.write_manifest(manifest)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write to {folder.path}: {error.strerror}", fix="another output_dir") from error
+
+
+def _refuse_changed_rows(folder: RunFolder, sequence: TaskSequence) -> None:
+    """A run continues with the rows it began with, or not at all."""
+    before, now = folder.manifest().get("data"), describe_data(sequence)
+    changed = [name for name in now if before is not None and before.get(name) != now[name]]
+    if changed:
+        raise UserError(
+            f"the rows of {', '.join(changed)} are not those this run began with",
+            where=str(folder.path),
+            fix="put the data back, or start anew with another output_dir",
+        )
+
+
+# --- the run ------------------------------------------------------------------------------------------
+
+
+def _announce(resolved: Resolved, plan: Plan, options: Options, ranks: Ranks, say: Callable[[str], None]) -> None:
+    """The first lines of a run: what is set, and what it will cost."""
+    config = resolved.config
+    if options.resumes:
+        say(f"config   {Path(config.output_dir) / 'config.yaml'}")
+    else:
+        lines = show(resolved).splitlines()
+        given = [line for line in lines if options.dry_run or not line.endswith("  default")]
+        hidden = len(lines) - len(given)
+        say("\n".join(given) + (f"\n({hidden} more at their defaults; --dry_run shows them)" if hidden else ""))
+    base = None
+    if config.base is not None and not is_trained(config, config.base, plan.sequence, ranks):
+        base = base_plan(config, config.base, plan.sequence, ranks)
+    for line in announce(config, plan, base):
+        say(line)
+
+
+def _train(config: RunConfig, plan: Plan, folder: RunFolder, ranks: Ranks, progress: Progress) -> None:
+    """Load the policy (training the base stage if there is one) and go through the stages."""
+    try:
+        policy, base = _policy(config, plan.sequence, folder, ranks, progress)
+        progress.say(f"weights  {policy.source}")
+        folder.amend_manifest(status="running", weights=policy.source)
+        strategy = build_strategy(config.strategies)
+        Runner(plan, folder, policy, strategy, base, progress, ranks.rank, ranks.world_size).run()
+    except Interrupted as stopped:
+        folder.amend_manifest(status="interrupted")
+        hint = f"continue with: contrl resume {folder.path}"
+        raise Interrupted(stopped.what, signum=stopped.exit_code - 128, fix=hint) from None
     ranks.barrier()
-    return finished
 
 
 def _progress(plan: Plan, options: Options, say: Callable[[str], None], stop: StopSignal) -> Progress:
     stages = len(plan.sequence.stages)
 
     def callbacks(stage: Stage, steps: int) -> list[Any]:
-        return options.callbacks(stage, stages, steps)
+        return options.callbacks(stage, stages if stage in plan.sequence.stages else 0, steps)
 
     return Progress(say, callbacks, lambda: stop.signum)
 
@@ -156,15 +215,18 @@ def _policy(
     config: RunConfig, sequence: TaskSequence, folder: RunFolder, ranks: Ranks, progress: Progress
 ) -> tuple[Policy, Path]:
     """The policy of the first stage, and a folder that keeps its untouched weights."""
-    model = config.model
+    model, device = config.model, ranks.device(config.training)
     if config.base is not None:
         model = replace(model, name_or_path=str(base_model(config, config.base, sequence, ranks, progress)))
-    place = weights_folder(model.name_or_path)
+    place, name = weights_folder(model.name_or_path), model.name_or_path
     if place is None or config.base is not None:
         # The run keeps its own copy: later stages compare with it, and adapters are saved relative to it.
-        place = (folder.path / "base").absolute()
+        place = folder.path / "base"
         if ranks.rank == 0 and not place.exists():
             save_policy(load_policy(replace(model, use_peft=False), config.seed), place)
         ranks.barrier()
-    policy = load_policy(replace(model, name_or_path=str(place)), config.seed)
-    return replace(policy, source=policy.source.replace(str(place), model.name_or_path)), place
+    else:
+        name = str(place)
+    # Adapters remember where their base is; a relative path would mean another folder from elsewhere.
+    policy = load_policy(replace(model, name_or_path=str(place.absolute())), config.seed, device=device)
+    return replace(policy, source=policy.source.replace(str(place.absolute()), name)), place

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from contrl.data.chat import Encoded, encode_messages, encode_pair, encode_prompt, encode_text, is_conversational, render
+from contrl.data.chat import (
+    Encoded,
+    encode_messages,
+    encode_pair,
+    encode_prompt,
+    encode_text,
+    is_conversational,
+    render,
+)
 from contrl.errors import UserError
 from contrl.models.embedded import character_tokenizer
 
@@ -70,7 +79,7 @@ def trained_text(encoded: Encoded, tokenizer: Any) -> str:
 def spans(encoded: Encoded) -> list[bool]:
     """The mask with repeats folded: [False, True] is "starts untrained, ends trained"."""
     flags = [False, *encoded.trained]
-    return [flags[0], *(b for a, b in zip(flags, flags[1:], strict=False) if a != b)]
+    return [flags[0], *(b for a, b in itertools.pairwise(flags) if a != b)]
 
 
 # --- text -------------------------------------------------------------------------------------------------
@@ -192,7 +201,7 @@ def test_prompt_and_answer_together_are_the_rendered_conversation(template: str,
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused() -> None:
-    """With a later answer the first one loses its thought: the tokens part inside the prompt, which would be trained."""
+    """A later answer takes the first one's thought away: the tokens part inside the prompt, which would be trained."""
     tokenizer = chat_tokenizer(LAST_THOUGHT)
     with pytest.raises(UserError, match="rewrites earlier turns"):
         encode_pair([USER, ANSWER], [AGAIN, YES], tokenizer)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from contrl.data.sources import fingerprint, hold_out, overlap, read_rows, with_ids
 from contrl.errors import ENVIRONMENT, USAGE, UserError
 
-ROWS: list[dict[str, Any]] = [{"prompt": "1+2=", "completion": "3"}, {"prompt": "é, \"x\"\nnew", "completion": "—"}]
+ROWS: list[dict[str, Any]] = [{"prompt": "1+2=", "completion": "3"}, {"prompt": 'é, "x"\nnew', "completion": "—"}]
 WITH_IDS = [{**row, "id": str(index)} for index, row in enumerate(ROWS)]
 
 
@@ -194,4 +194,4 @@ def test_the_fingerprint_follows_content_and_order_but_not_key_order() -> None:
     assert fingerprint(one) == fingerprint([{"b": [1, 2], "a": 1}, {"b": [], "a": 2}])
     others = [one[::-1], one[:1], [{"a": 1, "b": [1, 3]}, one[1]], []]
     assert len({fingerprint(rows) for rows in [one, *others]}) == 5
-    assert fingerprint(one) == "0dd2f5d96ff1a5cc" or len(fingerprint(one)) == 16
+    assert fingerprint(one) == "c042d968dfba8963"  # manifests of old runs hold such numbers

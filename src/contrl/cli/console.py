@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from contrl.interfaces import Stage
+from contrl.launch import Options
 
 EVERY = 30.0
 """Seconds between two lines where there is no terminal."""
 
-SHOWN = ("reward", "loss", "frac_reward_zero_std", "entropy")
+ONLINE = {"reward": "reward", "frac_reward_zero_std": "no signal", "completions/mean_length": "length"}
+OFFLINE = {"loss": "loss"}
+"""Logged name -> how it is called here. The loss of an online method is near zero by construction and says nothing."""
 
 
 def is_terminal() -> bool:
@@ -28,11 +32,26 @@ def quiet_libraries() -> None:
     """The bars and chatter of the libraries below; warnings of contrl itself are printed by ``say``."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    for library in ("torch", "transformers", "accelerate", "peft", "datasets"):
+        # Announcements to developers of these libraries; a user of contrl can do nothing about them.
+        for kind in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=kind, module=rf"{library}(\..*)?$")
 
 
 def say(text: str) -> None:
     """One line to standard output, at once."""
     print(text, flush=True)
+
+
+def run_options(*, overwrite: bool = False, dry_run: bool = False) -> Options:
+    """How a command starts a run: its own command line for the manifest, a line or a bar for progress."""
+    return Options(
+        command=["contrl", *sys.argv[1:]],
+        overwrite=overwrite,
+        dry_run=dry_run,
+        say=say,
+        callbacks=lambda stage, stages, steps: [ProgressLine(stage, stages, steps)],
+    )
 
 
 class ProgressLine(TrainerCallback):
@@ -57,7 +76,7 @@ class ProgressLine(TrainerCallback):
             self.bar.add_task(self._head(), total=self.steps, completed=state.global_step, numbers="")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        self.numbers |= {name: value for name, value in (logs or {}).items() if name in SHOWN}
+        self.numbers |= logs or {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -78,10 +97,19 @@ class ProgressLine(TrainerCallback):
             self.write(f"{self._head()}  step {state.global_step}/{self.steps}  {self._numbers()}  in {taken}")
 
     def _head(self) -> str:
+        if self.stages == 0:
+            return "base stage"
         return f"stage {self.stage.index}/{self.stages} {'+'.join(self.stage.tasks)}"
 
     def _numbers(self) -> str:
-        return "  ".join(f"{name} {self.numbers[name]:.3g}" for name in SHOWN if name in self.numbers)
+        return shown(self.numbers)
+
+
+def shown(numbers: Mapping[str, float]) -> str:
+    """The few logged numbers that a person follows; ``no signal`` is the share of groups with equal rewards."""
+    names = {**(ONLINE if "reward" in numbers else OFFLINE), "entropy": "entropy"}
+    parts = [(short, numbers[name]) for name, short in names.items() if name in numbers]
+    return "  ".join(f"{short} {f'{value:.0%}' if short == 'no signal' else f'{value:.3g}'}" for short, value in parts)
 
 
 def _clock(seconds: float) -> str:

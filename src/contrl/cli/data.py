@@ -61,16 +61,16 @@ def command(options: argparse.Namespace) -> int:
     if not console.is_terminal:
         files = write(config, Path(options.output_dir))
     else:
-        from rich.progress import Progress
+        from rich.progress import Progress, TaskID
 
         with Progress(console=console, transient=True) as bars:
-            tasks: dict[str, int] = {}
+            tasks: dict[str, TaskID] = {}
 
             def show(group: str, split: str, done: int, total: int) -> None:
                 name = f"{group}/{split}"
                 if name not in tasks:
                     tasks[name] = bars.add_task(f"[cyan]{name}", total=total)
-                bars.update(tasks[name], completed=done)  # type: ignore[arg-type]
+                bars.update(tasks[name], completed=done)
 
             files = write(config, Path(options.output_dir), show)
     for path, rows in files:

@@ -49,15 +49,15 @@ def command(options: argparse.Namespace) -> int:
     if options.print_config:
         print(config_file().read_text(encoding="utf-8"), end="")
         return 0
-    from contrl.cli.run import execute
+    from contrl.cli.run import execute, is_first_process
 
     folder = options.output_dir or "-".join(["runs/demo", *_differences(options)])
     overrides = [f"output_dir={folder}", f"seed={options.seed}", f"rounds={options.rounds}"]
     overrides.append(f"strategies=[{options.strategies}]")
     if options.method == "sft":
         overrides.append("method=sft")
-    execute(config_file(), [*overrides, *options.overrides], options)
-    if not options.dry_run and options.strategies == "naive":
+    execute(config_file(), [*overrides, *options.overrides], options, source="demo.yaml")
+    if not options.dry_run and options.strategies == "naive" and is_first_process():
         seed = f" --seed {options.seed}" if options.seed else ""
         print(f"next:   contrl demo --strategies replay{seed}")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 DESCRIPTION = "Continue a run that was stopped or killed, with the configuration it was started with."
@@ -22,20 +21,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """Continue the run."""
-    from contrl.cli.console import ProgressLine, quiet_libraries, say
-    from contrl.cli.run import show_results
-    from contrl.continual.processes import Ranks
-    from contrl.launch import Options, resume
+    from contrl.cli.console import quiet_libraries, run_options
+    from contrl.cli.run import is_first_process, show_results
+    from contrl.launch import resume
 
     quiet_libraries()
-    folder = resume(
-        Path(options.run),
-        Options(
-            command=["contrl", *sys.argv[1:]],
-            say=say,
-            callbacks=lambda stage, stages, steps: [ProgressLine(stage, stages, steps)],
-        ),
-    )
-    if Ranks().rank == 0:
+    folder = resume(Path(options.run), run_options())
+    if is_first_process():
         show_results(folder)
     return 0

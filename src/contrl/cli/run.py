@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Mapping
+import os
 from pathlib import Path
-from typing import Any
 
 DESCRIPTION = """Run an experiment described in a YAML file: model, method, strategies, tasks.
 
@@ -49,31 +47,35 @@ def command(options: argparse.Namespace) -> int:
     return 0
 
 
-def execute(given: Path | Mapping[str, Any], overrides: list[str], options: argparse.Namespace) -> Path:
-    """Load a configuration, run it and print the results; shared by ``run`` and ``demo``."""
-    from contrl.cli.console import ProgressLine, quiet_libraries, say
-    from contrl.config import load
-    from contrl.continual.processes import Ranks
-    from contrl.experiment import find
-    from contrl.launch import Options, start
+def execute(file: Path, overrides: list[str], options: argparse.Namespace, source: str | None = None) -> None:
+    """Load a configuration, run it and print the results; shared by ``run`` and ``demo``.
 
-    quiet_libraries()
+    Args:
+        file: the YAML.
+        overrides: ``path=value``; those of flags join them.
+        options: the flags.
+        source: what messages call the file; its path when None.
+    """
+    from contrl.config import load
+    from contrl.experiment import find
+
     if options.save_total_limit is not None:
         overrides.append(f"training.save_total_limit={options.save_total_limit}")
-    resolved = load(given, overrides, resolve=find)
-    for note in resolved.notes:
-        say(f"note: {note}")
-    settings = Options(
-        command=["contrl", *sys.argv[1:]],
-        overwrite=options.overwrite_output_dir,
-        dry_run=options.dry_run,
-        say=say,
-        callbacks=lambda stage, stages, steps: [ProgressLine(stage, stages, steps)],
-    )
+    resolved = load(file, overrides, resolve=find, source=source)
+    # Only now, because these load everything: a mistake in the file is told before that.
+    from contrl.cli.console import quiet_libraries, run_options
+    from contrl.launch import start
+
+    quiet_libraries()
+    settings = run_options(overwrite=options.overwrite_output_dir, dry_run=options.dry_run)
     folder = start(resolved, settings)
-    if not options.dry_run and Ranks().rank == 0:
+    if not options.dry_run and is_first_process():
         show_results(folder)
-    return folder
+
+
+def is_first_process() -> bool:
+    """Whether this process prints the results: the only one, or rank 0."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def show_results(folder: Path) -> None:

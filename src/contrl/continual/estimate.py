@@ -1,26 +1,32 @@
 """What a run will cost, told before it starts: steps, time, memory and disk.
 
-Time is arithmetic over a speed measured here in a twentieth of a second, so it is rough and says so; disk is
-exact enough to refuse a run that cannot fit.
+Time is arithmetic over a speed measured here in a tenth of a second, so it is rough and says so (the demo comes out
+within a factor of two); disk is exact enough to refuse a run that cannot fit.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from contrl.continual.rotation import Rotation
 from contrl.engine.online import describe_batch
 from contrl.errors import EnvironmentFault
 from contrl.interfaces import Method, OnlineMethod
 
 BYTES = 4
 """Of a float32 weight."""
+
+EFFICIENCY = 0.5
+"""Share of a bare matrix product's speed that training reaches; 0.4 to 0.6 was measured on the demo."""
+
+CALL = 0.005
+"""Seconds that one call of a model costs besides its arithmetic: a decode loop of a small model consists of them."""
 
 
 @dataclass(frozen=True)
@@ -33,81 +39,108 @@ class Size:
 
 @dataclass(frozen=True)
 class Load:
-    """The work of a run: optimizer steps of each stage and mean tokens of a prompt and of a completion."""
+    """The work of a sequence of stages.
 
+    Attributes:
+        method: of the first stage, for the number of samples.
+        steps: optimizer steps of each stage.
+        rotations: which checkpoints of each stage stay.
+        prompt_tokens, completion_tokens: mean lengths in the rows.
+        eval_items: rows judged in one evaluation; max_new_tokens is their length limit.
+        num_evaluations: how often all of them are judged.
+    """
+
+    method: Method
     steps: list[int]
+    rotations: list[Rotation]
     prompts_per_step: int
     prompt_tokens: float
     completion_tokens: float
-    eval_items: int
+    eval_items: int = 0
+    num_evaluations: int = 0
+    max_new_tokens: int = 0
 
 
 def speed() -> float:
-    """Floating-point operations a second of this device, from one matrix product."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a = torch.randn(512, 512, device=device)
-    a @ a
-    start, products = time.perf_counter(), 0
-    while time.perf_counter() - start < 0.05:
+    """Floating-point operations a second of this device: the fastest of some matrix products.
+
+    The fastest, because other programs come and go. On a CPU one thread is measured and the others are taken to add
+    less each, because several threads on a busy machine wait for each other and measure nothing but that.
+    """
+    device, size = ("cuda", 4096) if torch.cuda.is_available() else ("cpu", 512)
+    threads = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    a = torch.randn(size, size, device=device)
+    fastest, start = math.inf, time.perf_counter()
+    while time.perf_counter() - start < 0.1:
+        began = time.perf_counter()
         float((a @ a)[0, 0])
-        products += 1
-    return products * 2 * 512**3 / (time.perf_counter() - start)
+        fastest = min(fastest, time.perf_counter() - began)
+    torch.set_num_threads(threads)
+    return 2 * size**3 / fastest * (math.sqrt(threads) if device == "cpu" else 1.0)
 
 
-def seconds(size: Size, load: Load, method: Method, num_evaluations: int) -> float:
-    """Rough duration: 6 operations per weight and trained token, 2 per sampled one, and a cost per model call."""
-    samples = method.samples_per_prompt if isinstance(method, OnlineMethod) else 1
-    new = float(method.max_new_tokens) / 2 if isinstance(method, OnlineMethod) else load.completion_tokens
-    tokens = load.prompts_per_step * (load.prompt_tokens + samples * new)
-    operations, calls = 6 * size.total * tokens, 2.0
+def seconds(size: Size, load: Load, operations_per_second: float) -> float:
+    """Rough duration: the arithmetic of training, sampling and evaluating, and a cost per model call.
+
+    A trained token costs 2 operations per weight forward, 2 backward, and 2 more per trained weight; a sampled or
+    judged one costs 2. Prompts are run once, whatever the number of their completions.
+    """
+    per_second, method = EFFICIENCY * operations_per_second, load.method
+    new, samples = load.completion_tokens, 1
     if isinstance(method, OnlineMethod):
-        operations += 2 * size.total * tokens
-        calls += method.max_new_tokens
-    per_evaluation = load.eval_items * 2 * size.total * (load.prompt_tokens + new)
-    total = sum(load.steps) * operations + num_evaluations * per_evaluation
-    return total / (0.4 * speed()) + sum(load.steps) * calls * 0.005
+        # Answers grow as long as the rows' own, or if there are none to go by, half of what they may.
+        new, samples = min(new or method.max_new_tokens / 2, method.max_new_tokens), method.samples_per_prompt
+    tokens = load.prompts_per_step * (load.prompt_tokens + samples * new)
+    step = tokens * (4 * size.total + 2 * size.trained) / per_second + 3 * CALL
+    if isinstance(method, OnlineMethod):
+        step += (tokens * 2 * size.total / per_second + method.max_new_tokens * CALL) / method.num_epochs
+    judged = load.eval_items * (load.prompt_tokens + min(new, load.max_new_tokens))
+    evaluation = judged * 2 * size.total / per_second + load.max_new_tokens * CALL
+    return sum(load.steps) * step + load.num_evaluations * evaluation
 
 
-def disk_bytes(size: Size, stages: int, training: Mapping[str, Any], steps: int) -> int:
-    """Peak bytes on disk: every stage's weights, the base, the checkpoints that stay, and the one being written."""
+def disk_bytes(size: Size, load: Load) -> int:
+    """Peak bytes on disk: base, weights of every stage, the checkpoints that stay, one more, and one being written."""
     weights = size.trained * BYTES if size.trained < size.total else size.total * BYTES
     checkpoint = weights + 2 * size.trained * BYTES
-    every = training.get("save_steps", 500)
-    kept = int(steps // every) if every >= 1 else int(1 / every)
-    if training.get("save_total_limit") is not None:
-        kept = min(kept, int(training["save_total_limit"]))
-    if training.get("save_strategy", "steps") == "no":
-        kept = 0
-    return size.total * BYTES + stages * (weights + kept * checkpoint) + 2 * checkpoint
+    stages = zip(load.rotations, load.steps, strict=True)
+    kept = sum(len(rotation.kept(range(1, steps + 1))) for rotation, steps in stages)
+    return size.total * BYTES + len(load.steps) * weights + (kept + 2) * checkpoint
 
 
-def describe(size: Size, load: Load, method: Method, stages: int, training: Mapping[str, Any]) -> list[str]:
-    """The arithmetic of the run in words, one fact a line."""
-    if isinstance(method, OnlineMethod):
-        batch = describe_batch(method, load.prompts_per_step)
+def describe(size: Size | None, load: Load, base: Load | None) -> list[str]:
+    """The arithmetic of the run in words, one fact a line; ``size`` is None for a model still to be fetched."""
+    if isinstance(load.method, OnlineMethod):
+        batch = describe_batch(load.method, load.prompts_per_step)
     else:
         batch = f"{load.prompts_per_step} rows a step"
-    memory = (size.total + 3 * size.trained) * BYTES
-    disk = disk_bytes(size, stages, training, max(load.steps))
-    minutes = seconds(size, load, method, stages + 1) / 60
+    steps = f"{sum(load.steps):,} in {len(load.steps)} stages ({', '.join(map(str, load.steps))})"
+    lines = [f"batch    {batch}", f"steps    {steps}" + (f", after {sum(base.steps):,} of the base" if base else "")]
+    if size is None:
+        return lines
+    rate = speed()
+    minutes = (seconds(size, load, rate) + (seconds(Size(size.total, size.total), base, rate) if base else 0.0)) / 60
+    memory = (size.total + 3 * max(size.trained, size.total if base else 0)) * BYTES
     return [
         f"model    {size.total:,} parameters, {size.trained:,} trained",
-        f"batch    {batch}",
-        f"steps    {sum(load.steps):,} in {stages} stages ({', '.join(map(str, load.steps))})",
-        f"time     about {minutes:.0f} min (rough)" if minutes >= 1 else "time     about a minute or less (rough)",
+        *lines,
+        f"time     about {minutes:.0f} min (rough)" if minutes >= 1.5 else "time     about a minute or less (rough)",
         f"memory   {readable(memory)} for weights, gradients and optimizer, besides activations",
-        f"disk     at most {readable(disk)} for checkpoints and the weights of every stage",
+        f"disk     at most {readable(disk_bytes(size, load))} for checkpoints and the weights of every stage",
     ]
 
 
 def require_disk(folder: Path, needed: int) -> None:
-    """Refuse a run that cannot fit.
+    """Refuse a run that cannot fit; what an interrupted run already wrote into the folder is not needed again.
 
     Raises:
         EnvironmentFault: naming what is needed and what is free.
     """
     place = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    written = {file.stat().st_ino: file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+    needed, free = needed - sum(written.values()), shutil.disk_usage(place).free
     if needed > free:
         raise EnvironmentFault(
             f"the run needs {readable(needed)} of disk and {readable(free)} are free",

@@ -54,9 +54,20 @@ def _hardware() -> dict[str, Any]:
     return facts
 
 
-def describe_run(
-    resolved: Resolved, sequence: TaskSequence, command: Sequence[str], *, world_size: int
-) -> dict[str, Any]:
+def describe_data(sequence: TaskSequence) -> dict[str, dict[str, Any]]:
+    """For each task how many rows it has and a hash of them."""
+    return {
+        task.name: {
+            "train": len(task.train),
+            "eval": len(task.eval),
+            "train_hash": fingerprint(task.train),
+            "eval_hash": fingerprint(task.eval),
+        }
+        for task in sequence.tasks
+    }
+
+
+def describe_run(resolved: Resolved, sequence: TaskSequence, command: Sequence[str], world_size: int) -> dict[str, Any]:
     """The manifest of a run that starts now.
 
     Args:
@@ -88,15 +99,7 @@ def describe_run(
             }
             for stage in sequence.stages
         ],
-        "data": {
-            task.name: {
-                "train": len(task.train),
-                "eval": len(task.eval),
-                "train_hash": fingerprint(task.train),
-                "eval_hash": fingerprint(task.eval),
-            }
-            for task in sequence.tasks
-        },
+        "data": describe_data(sequence),
         "processes": world_size,
         "versions": _versions(),
         "hardware": _hardware(),

@@ -116,7 +116,8 @@ class RunFolder:
         for name in names:
             target = self.path / name
             target.mkdir(exist_ok=True)
-            for file in source.iterdir():
+            # The configuration last: a folder that has one is taken for a model.
+            for file in sorted(source.iterdir(), key=lambda path: path.name.endswith("config.json")):
                 if not file.is_file() or file.name.startswith("strategy"):
                     continue
                 link = target / file.name

@@ -44,7 +44,6 @@ class Plan:
         prompts_per_step: groups of one optimizer step over all ranks.
         max_new_tokens: length limit in evaluation.
         evaluates: a base stage is not evaluated.
-        reference: origin of the reference model, for methods that need one.
     """
 
     sequence: TaskSequence
@@ -164,9 +163,9 @@ class Runner:
         if checkpoint is None:
             self.folder.mark(stage.index, "started")
         else:
+            self._check_window(checkpoint)
             self.folder.mark(stage.index, "resumed_from", checkpoint=checkpoint.name)
             self.progress.say(f"stage {stage.index}: continuing from {checkpoint.name}")
-            self._check_window(checkpoint)
         if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= num_steps:
             # Trained to the end, killed before after_task: nothing is left to train.
             engine.restore(checkpoint)

@@ -82,6 +82,10 @@ def build_arguments(training: Mapping[str, Any], settings: StageSettings) -> Tra
         UserError: when transformers refuses a combination.
     """
     values = {**DEFAULTS, **precision(training), **training}
+    for name in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+        if name in values:
+            # transformers renamed it and warns about the name that everybody knows.
+            values[name.replace("gradient", "activation")] = values.pop(name)
     for event in ("save", "logging"):
         if values.get(f"{event}_strategy") == "epoch":
             # A stage is one long epoch to Trainer; ours are counted in steps.

@@ -96,9 +96,14 @@ _TENSOR = "__tensor__"
 
 def _split(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
+        while path in tensors:
+            # Keys may hold slashes themselves: {"a/b": x, "a": {"b": y}} are two tensors.
+            path += "'"
         tensors[path] = value.detach().cpu().contiguous().clone()
         return {_TENSOR: path}
     if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"the keys of {path or 'a state'} are not all strings: JSON would change them")
         return {key: _split(item, f"{path}/{key}" if path else str(key), tensors) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_split(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]

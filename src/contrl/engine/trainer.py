@@ -19,7 +19,7 @@ import contextlib
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,14 +190,21 @@ class Engine(Trainer):
         loss = torch.zeros((), device=self.args.device)
         for number in range(num_passes):
             last = number == num_passes - 1
-            idle = number >= len(passes)
-            # A rank with fewer passes runs along without weight, or the others' gradients would wait for it.
-            batch = to_batch(_idle_groups() if idle else passes[number], self.args.device, use_old_logps=moved)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model=model):
-                term = self._loss_of(model, batch, totals) * (0.0 if idle else 1.0)
+                if number < len(passes):
+                    batch = to_batch(passes[number], self.args.device, use_old_logps=moved)
+                    term = self._loss_of(model, batch, totals)
+                else:
+                    term = self._run_along(model)
                 self.accelerator.backward(term)
             loss += term.detach()
         return loss
+
+    def _run_along(self, model: nn.Module) -> torch.Tensor:
+        """A pass of no weight for a rank that has fewer: the others' gradients wait for its share of the reduction."""
+        batch = to_batch([Group("", "", [0], [Completion([0])])], self.args.device)
+        with self.accelerator.autocast():
+            return run(model, batch).logps.sum() * 0.0
 
     def _loss_of(self, model: nn.Module, batch: Batch, totals: dict[str, float]) -> torch.Tensor:
         strategy, context = self.work.strategy, self.work.context
@@ -213,8 +220,8 @@ class Engine(Trainer):
             for name, value in output.sums.items() if output else ():
                 if totals[name] > 0:
                     loss = loss + value / totals[name] * self.args.world_size
-            for name, (total, count) in output.metrics.items() if output else ():
-                self._record(name, total, count)
+            if output:
+                self.record(output.metrics)
         return loss
 
     def _reference_logps(self, batch: Batch) -> torch.Tensor:
@@ -245,7 +252,7 @@ class Engine(Trainer):
             return
         model = self.accelerator.unwrap_model(self.model)
         batch = to_batch(probe(groups), self.args.device)
-        check_head(model, batch)
+        check_head(model, batch, self.accelerator.autocast)
         check = choose_layout(model, batch, self.accelerator.autocast)
         self.routing.layout, self.layout_reason = check.layout, check.reason
 
@@ -266,7 +273,7 @@ class Engine(Trainer):
         entry[0] = entry[0] + (total.detach() if isinstance(total, torch.Tensor) else total)
         entry[1] = entry[1] + (count.detach() if isinstance(count, torch.Tensor) else count)
 
-    def record(self, metrics: dict[str, tuple[float, float]]) -> None:
+    def record(self, metrics: Mapping[str, tuple[Any, Any]]) -> None:
         """Add (sum, count) pairs to what the next log line reports."""
         for name, (total, count) in metrics.items():
             self._record(name, total, count)
@@ -345,7 +352,3 @@ class Engine(Trainer):
         quiet = contextlib.nullcontext() if self.work.method.dropout else no_dropout(model)
         with quiet, routed(model, self.routing):
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-
-def _idle_groups() -> list[Group]:
-    return [Group("", "", [0], [Completion([0], weight=0.0)])]

@@ -71,10 +71,10 @@ class RLOO(OnlineMethod):
         known: list[float] = []
         spread = 0.0
         for group in groups:
-            rewards = torch.tensor([float("nan") if c.reward is None else c.reward for c in group.completions])
+            rewards = torch.tensor([float("nan") if c.reward is None else float(c.reward) for c in group.completions])
             for completion, advantage in zip(group.completions, leave_one_out(rewards).tolist(), strict=True):
                 completion.advantage = advantage
-            given = [c.reward for c in group.completions if c.reward is not None]
+            given = [float(c.reward) for c in group.completions if c.reward is not None]
             known += given
             spread += float(torch.tensor(given).std()) if len(given) > 1 else 0.0
         silent = sum(not self.teaches(group) for group in groups)

@@ -37,4 +37,8 @@ def is_adapter(folder: Path) -> bool:
 
 def load_adapter(model: Any, folder: Path) -> Any:
     """The adapter in ``folder`` on top of its base, trainable."""
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    adapted: Any = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    for config in adapted.peft_config.values():
+        # Saved again it must name the base it was loaded on; the folder may have been moved since it was written.
+        config.base_model_name_or_path = model.name_or_path
+    return adapted

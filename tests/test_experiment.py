@@ -1,0 +1,273 @@
+"""The wiring: names become methods, strategies and tasks, and what cannot work is refused before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contrl.config import load
+from contrl.errors import ConfigErrors, UserError
+from contrl.experiment import (
+    METHODS,
+    METRICS,
+    REWARDS,
+    SEQUENCES,
+    STRATEGIES,
+    build_metric,
+    build_strategy,
+    build_tasks,
+    check_pairs,
+    find,
+)
+from contrl.interfaces import LIKELIHOOD, Method, Metric, Strategy
+from contrl.rewards.countdown import countdown_reward
+from contrl.strategies.composite import Composite
+from contrl.strategies.replay import Replay
+from tests import runs as small
+from tests.plugins import digits
+from tests.runs import Runs
+
+world, runs = small.world, small.runs
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (kind, name)
+        for kind, known in (
+            ("method", METHODS),
+            ("strategy", STRATEGIES),
+            ("sequence", SEQUENCES),
+            ("reward", REWARDS),
+            ("metric", METRICS),
+        )
+        for name in known
+    ],
+)
+def test_every_known_name_is_found(kind: str, name: str) -> None:
+    found = find(kind, name)
+    bases: dict[str, type] = {"method": Method, "strategy": Strategy}
+    if kind in bases:
+        assert issubclass(found, bases[kind])
+    else:
+        assert callable(found) or isinstance(found, Metric)
+
+
+# --- names that are wrong -----------------------------------------------------------------------------
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    return name
+
+
+def refused(kind: str, name: str) -> str:
+    with pytest.raises(UserError) as caught:
+        find(kind, name)
+    return str(caught.value)
+
+
+def test_an_unknown_name_gets_the_nearest_one() -> None:
+    text = refused("strategy", "replai")
+    assert "unknown strategy 'replai'" in text
+    assert "did you mean replay?" in text
+    assert "or an import path module:Name" in text
+
+
+def test_a_module_that_is_not_there(runs: Runs) -> None:
+    assert "there is no module 'not_there'" in refused("reward", "not_there:score")
+    assert f"looked in {runs.folder}" in refused("reward", "not_there:score")
+
+
+def test_a_name_that_the_module_lacks(runs: Runs) -> None:
+    module = write(runs.folder, "lacking", "score = None")
+    assert f"the module {module} has no 'scores'" in refused("reward", f"{module}:scores")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "what"),
+    [
+        ("import os\ndef score(:\n", 2, "SyntaxError"),
+        ("x = 1\ny = x / 0\n", 2, "ZeroDivisionError: division by zero"),
+        ("from os import nothing_like_it\n", 1, "ImportError"),
+    ],
+)
+def test_a_module_that_breaks_names_its_own_line(runs: Runs, text: str, line: int, what: str) -> None:
+    module = write(runs.folder, f"broken_{what[:4].lower()}", text)
+    said = refused("reward", f"{module}:score")
+    assert said.startswith(f"{runs.folder / module}.py:{line}: importing {module} failed: {what}")
+
+
+def test_a_plugin_of_the_wrong_kind() -> None:
+    assert "'contrl.methods.sft:SFT' is no strategy" in refused("strategy", "contrl.methods.sft:SFT")
+    assert "derive it from contrl.interfaces.Method" in refused("method", "tests.plugins:Diary")
+    assert "is no method" in refused("method", "tests.plugins:digits")
+
+
+def test_a_module_beside_the_configuration_is_found(runs: Runs) -> None:
+    module = write(runs.folder, "beside", "def score(**columns): return [1.0]")
+    assert find("reward", f"{module}:score")() == [1.0]
+
+
+# --- tasks --------------------------------------------------------------------------------------------
+
+
+def tasks_of(config: dict[str, Any], say: Callable[[str], None] = print) -> Any:
+    return build_tasks(load(config, resolve=find).config, say)
+
+
+def test_tasks_have_their_rows_reward_and_metric(runs: Runs) -> None:
+    sums, doubles = tasks_of(runs.config())
+    assert (len(sums.train), len(sums.eval), sums.reward) == (8, 4, digits)
+    assert sums.metric == Metric("digits", digits)
+    assert {row["id"] for row in sums.train} | {row["id"] for row in sums.eval} == {f"sums-{i}" for i in range(12)}
+    assert doubles.train[0]["prompt"].startswith("d")
+
+
+def test_the_held_out_rows_follow_from_the_seed(runs: Runs) -> None:
+    def held_out(seed: int) -> list[str]:
+        return [row["id"] for row in tasks_of(runs.config(seed=seed))[0].eval]
+
+    assert held_out(0) == held_out(0)
+    assert any(held_out(seed) != held_out(0) for seed in (1, 2, 3))
+
+
+def test_a_folder_gives_train_and_test_rows(runs: Runs) -> None:
+    folder = runs.folder / "data"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text(f'{{"prompt": "{split}", "completion": "1"}}\n', encoding="utf-8")
+    (task,) = tasks_of({**runs.config(method="sft"), "tasks": [{"name": "mine", "data": str(folder)}]})
+    assert (task.train[0]["prompt"], task.eval[0]["prompt"]) == ("train", "test")
+    assert task.metric is LIKELIHOOD
+
+
+def test_rows_of_evaluation_that_are_trained_on_are_told(runs: Runs) -> None:
+    config = runs.config()
+    rows = config["tasks"][0]["data"]
+    config["tasks"] = [{"name": "sums", "data": rows, "eval_data": rows, "reward": "tests.plugins:digits"}]
+    said: list[str] = []
+    tasks_of(config, said.append)
+    assert said == ["task sums: 12 of 12 evaluation rows also stand in its training rows"]
+
+
+def test_max_examples_cuts_the_evaluation(runs: Runs) -> None:
+    assert [len(task.eval) for task in tasks_of(runs.config(evaluation={"max_examples": 3}))] == [3, 3]
+
+
+SEQUENCE = """
+from contrl.interfaces import Metric, Task
+
+def score(**columns):
+    return [1.0 for _ in columns["completions"]]
+
+def tasks(number: int = 2, twice: bool = False, wrong: bool = False):
+    if wrong:
+        return ["task"]
+    rows = [{"prompt": f"{i}=", "completion": str(i)} for i in range(4)]
+    names = ["same", "same"] if twice else [f"task{i}" for i in range(number)]
+    return [Task(name, rows[:3], rows[3:], score, Metric("share", score)) for name in names]
+"""
+
+
+def test_a_sequence_of_the_users_own(runs: Runs) -> None:
+    """A function giving Task objects; rows without ids get their position."""
+    module = write(runs.folder, "my_sequence", SEQUENCE)
+    found = tasks_of({**runs.config(), "tasks": {"name": f"{module}:tasks", "number": 3}})
+    assert [task.name for task in found] == ["task0", "task1", "task2"]
+    assert [row["id"] for row in found[0].train] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("field", "what"),
+    [
+        ({"twice": True}, "has two tasks called 'same'"),
+        ({"wrong": True}, "gives a str"),
+        ({"number": 0}, "gives nothing"),
+    ],
+)
+def test_a_sequence_that_is_none_is_refused(runs: Runs, field: dict[str, Any], what: str) -> None:
+    module = write(runs.folder, "my_sequence", SEQUENCE)
+    with pytest.raises(UserError, match=what):
+        tasks_of({**runs.config(), "tasks": {"name": f"{module}:tasks", **field}})
+
+
+def test_a_metric_is_found_by_name_by_path_and_by_reward() -> None:
+    assert build_metric("logp") is LIKELIHOOD
+    assert build_metric("countdown").name == "success", "a reward that gives credit for trying is no success"
+    assert build_metric("tests.plugins:digits") == Metric("digits", digits)
+    assert build_metric("contrl.rewards.countdown:countdown_reward").score is countdown_reward
+
+
+# --- strategies ---------------------------------------------------------------------------------------
+
+
+def test_no_strategy_one_and_several(runs: Runs) -> None:
+    def built(strategies: list[Any]) -> Strategy:
+        return build_strategy(load(runs.config(strategies=strategies), resolve=find).config.strategies)
+
+    assert built([]).name == "naive"
+    assert built([{"name": "replay", "share": 0.25}]) == Replay(share=0.25)
+    several = built(["replay", "tests.plugins:Diary", "naive"])
+    assert isinstance(several, Composite)
+    assert [strategy.name for strategy in several.strategies] == ["diary", "naive", "replay"]
+
+
+# --- pairs that cannot work ---------------------------------------------------------------------------
+
+
+def check(config: dict[str, Any]) -> None:
+    resolved = load(config, resolve=find).config
+    check_pairs(resolved, build_tasks(resolved))
+
+
+def test_an_online_method_needs_rewards(runs: Runs) -> None:
+    config = runs.config()
+    del config["tasks"][1]["reward"]
+    with pytest.raises(UserError, match="rloo needs a reward, and doubles has none"):
+        check(config)
+    check({**config, "method": "sft"})
+
+
+def test_every_task_needs_rows_to_judge_by(runs: Runs) -> None:
+    config = runs.config()
+    del config["tasks"][0]["eval_size"]
+    with pytest.raises(UserError, match="nothing to evaluate sums on"):
+        check(config)
+
+
+@pytest.mark.parametrize("where", ["run", "task"])
+def test_a_penalty_is_refused_in_half_precision(runs: Runs, where: str) -> None:
+    """fp16 hides whole gradients; bf16 and strategies on rows are fine."""
+    config = runs.config(strategies=["tests.plugins:Pull"], training={"fp16": True} if where == "run" else {})
+    if where == "task":
+        config["tasks"][1]["training"] = {"fp16": True}
+    with pytest.raises(UserError, match=r"the strategy tests\.plugins:Pull changes whole gradients"):
+        check(config)
+    check(runs.config(strategies=["tests.plugins:Pull"], training={"bf16": True}))
+    check(runs.config(strategies=["replay"], training={"fp16": True}))
+
+
+def test_it_is_refused_before_a_model_is_loaded(runs: Runs) -> None:
+    """The model does not exist, and the pair is what is told."""
+    config = runs.config(strategies=["tests.plugins:Pull"], training={"fp16": True}, model="nobody/nothing")
+    with pytest.raises(UserError, match="changes whole gradients"):
+        runs.start(config)
+
+
+def test_a_base_stage_is_offline(runs: Runs) -> None:
+    with pytest.raises(UserError, match="a base stage cannot learn by rloo"):
+        check(runs.config(base={"method": "rloo"}))
+
+
+def test_several_mistakes_are_told_at_once(runs: Runs) -> None:
+    config = runs.config(strategies=["replai"], training={"learning_rat": 1})
+    config["tasks"][0]["data"] = "./missing.jsonl"
+    with pytest.raises(ConfigErrors) as caught:
+        load(config, resolve=find)
+    text = str(caught.value)
+    for fragment in ("replai", "learning_rat", "missing.jsonl"):
+        assert fragment in text

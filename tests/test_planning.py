@@ -1,0 +1,120 @@
+"""The plan of a run: batch arithmetic, lengths, and the demo's cost against its known duration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from contrl.base_stage import base_plan
+from contrl.cli.demo import config_file
+from contrl.config import load
+from contrl.continual.estimate import Size, seconds
+from contrl.continual.processes import Ranks
+from contrl.continual.rotation import Rotation
+from contrl.errors import UserError
+from contrl.experiment import build_tasks, find
+from contrl.interfaces import TaskSequence
+from contrl.planning import announce, build_plan, load_of
+from tests import runs as small
+from tests.runs import Runs
+
+world, runs = small.world, small.runs
+
+
+def sequence_of(config: Any) -> TaskSequence:
+    return TaskSequence.in_order(build_tasks(config), config.rounds)
+
+
+@pytest.mark.parametrize(
+    ("training", "world_size", "prompts", "fix"),
+    [
+        ({"gradient_accumulation_steps": 3}, 1, 4, "use 6 or 3"),
+        ({}, 8, 4, "use 8"),
+        ({"gradient_accumulation_steps": 2}, 3, 20, "use 24 or 18"),
+    ],
+)
+def test_prompts_that_do_not_divide_name_the_nearest_that_do(
+    runs: Runs, training: dict[str, Any], world_size: int, prompts: int, fix: str
+) -> None:
+    config = load(runs.config(prompts_per_step=prompts, training=training), resolve=find).config
+    with pytest.raises(UserError, match=f"prompts_per_step {prompts} cannot be shared out") as caught:
+        build_plan(config, sequence_of(config), world_size)
+    assert caught.value.fix == fix
+
+
+def test_a_task_with_an_accumulation_of_its_own_is_checked_too(runs: Runs) -> None:
+    config = runs.config()
+    config["tasks"][1]["training"] = {"gradient_accumulation_steps": 3}
+    resolved = load(config, resolve=find).config
+    with pytest.raises(UserError, match="cannot be shared out"):
+        build_plan(resolved, sequence_of(resolved), 1)
+
+
+def test_without_prompts_per_step_it_follows_from_the_training_arguments(runs: Runs) -> None:
+    """2 a device x 3 accumulation steps x 4 processes."""
+    training = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
+    config = load(runs.config(prompts_per_step=None, training=training), resolve=find).config
+    assert build_plan(config, sequence_of(config), 4).prompts_per_step == 24
+
+
+def test_a_task_overrides_method_and_training_of_the_run(runs: Runs) -> None:
+    config = runs.config()
+    config["tasks"][1] |= {"method": {"max_new_tokens": 3}, "max_steps": 7}
+    resolved = load(config, resolve=find).config
+    plan = build_plan(resolved, sequence_of(resolved), 1)
+    first, second = plan.sequence.stages
+    assert [plan.training_for(stage)["max_steps"] for stage in (first, second)] == [4, 7]
+    assert [plan.method_for(stage).max_new_tokens for stage in (first, second)] == [6, 3]
+    assert load_of(plan, 1.0).steps == [4, 7]
+
+
+def test_the_load_counts_characters_as_tokens_of_the_tiny_model(runs: Runs) -> None:
+    """Prompts s0+0= ... s9+9= and two of 10 and 11, completions 0 ... 22; some rows are held out at random."""
+    config = load(runs.config(training={"save_strategy": "no"}), resolve=find).config
+    load_ = load_of(build_plan(config, sequence_of(config), 1), 1.0)
+    assert load_.rotations == [Rotation(None, None)] * 2
+    assert 5 <= load_.prompt_tokens <= 7
+    assert 1 <= load_.completion_tokens <= 2
+    assert (load_.eval_items, load_.num_evaluations, load_.max_new_tokens) == (8, 3, 6)
+
+
+def test_messages_are_measured_by_their_content(runs: Runs) -> None:
+    config = load(runs.config(), resolve=find).config
+    plan = build_plan(config, sequence_of(config), 1)
+    messages = [{"role": "user", "content": "x" * 30}, {"role": "user", "content": "y" * 5}]
+    task = plan.sequence.tasks[0]
+    talk = type(task)(task.name, [{"id": "0", "prompt": messages, "completion": messages[1:]}], task.eval)
+    plan.sequence = TaskSequence.in_order([talk])
+    assert load_of(plan, 3.5).prompt_tokens == 10
+    assert load_of(plan, 1.0).completion_tokens == 5
+
+
+def test_a_model_of_the_hub_is_announced_without_fetching_it(runs: Runs) -> None:
+    config = load(runs.config(model="someone/something"), resolve=find).config
+    lines = announce(config, build_plan(config, sequence_of(config), 1), None)
+    assert lines[0] == "model    someone/something, to be fetched"
+    assert lines[1].startswith("batch ")
+
+
+DEMO = [
+    "base.training.max_steps=500",
+    "base.prompts_per_step=128",
+    "training.max_steps=80",
+    "prompts_per_step=32",
+    "method.samples_per_prompt=8",
+    "method.max_new_tokens=16",
+]
+
+
+def test_the_demo_takes_about_as_long_as_it_says() -> None:
+    """Timed on one core that does 105e9 operations a second in a 512 x 512 product: a base stage of 500 steps of 128
+    rows took 130 to 160 s, a stage of 80 steps of 32 prompts x 8 samples 15 to 60 s. Within a factor of two of it."""
+    config = load(config_file(), DEMO, resolve=find).config
+    sequence = sequence_of(config)
+    assert config.base is not None
+    base = load_of(base_plan(config, config.base, sequence, Ranks(0, 1)), 1.0)
+    main = load_of(build_plan(config, sequence, 1), 1.0)
+    tiny = Size(1_062_528, 1_062_528)
+    assert 145 / 2 < seconds(tiny, base, 105e9) < 145 * 2
+    assert 4 * 37 / 2 < seconds(tiny, main, 105e9) < 4 * 37 * 2
