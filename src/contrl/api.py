@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging as transformers_logging
+
 from contrl.config import load
 from contrl.continual.results import Results, read
 from contrl.experiment import find
@@ -29,9 +31,11 @@ def run(config: str | Path | Mapping[str, Any], *overrides: str, say: Callable[[
         ConfigErrors: every mistake in the configuration at once.
         UserError: anything else the user can mend.
     """
+    transformers_logging.disable_progress_bar()
     return read(start(load(config, overrides, resolve=find), Options(command=sys.argv, say=say)))
 
 
 def resume(folder: str | Path, *, say: Callable[[str], None] = print) -> Results:
     """Continue the run in ``folder`` with the configuration it was started with."""
+    transformers_logging.disable_progress_bar()
     return read(resume_run(Path(folder), Options(command=sys.argv, say=say)))
