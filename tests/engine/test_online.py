@@ -13,7 +13,7 @@ import torch
 from toys import Setup, digits, farthest, identical, make_engine, policy, sft_rows, weights
 
 from contrl.engine.arguments import steps_per_epoch
-from contrl.engine.online import RolloutWindow, completion_metrics, describe_batch
+from contrl.engine.online import RolloutWindow, completion_metrics, describe_batch, noise_names
 from contrl.interfaces import Batch, Completion, Group, LossOutput, Outputs, Rollouts
 from contrl.methods.rloo import RLOO
 
@@ -272,3 +272,9 @@ def test_sampling_runs_without_dropout_and_training_too(tmp_path: Path) -> None:
     assert [given for given, _ in Ratios.seen] == [False, True]
     assert all(distance < 1e-4 for _, distance in Ratios.seen)
     assert model.transformer.drop.p == 0.3
+
+
+def test_a_row_that_occurs_twice_in_a_rollout_is_drawn_by_other_noise():
+    """Replay may draw one row twice; equal noise would give equal completions and teach nothing."""
+    groups = [Group(row, task, [1], []) for task, row in (("a", "7"), ("b", "7"), ("a", "7"), ("a", "8"), ("a", "7"))]
+    assert noise_names(groups) == ["a/7", "b/7", "a/7#1", "a/8", "a/7#2"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ class Collector:
         method = self.method
         sampling = Sampling(method.max_new_tokens, method.samples_per_prompt, method.temperature, method.top_p)
         noise = Noise((*self.noise_key, self.context.step))
-        named = [(f"{group.task}/{group.row_id}", group.prompt_ids) for group in groups]
+        named = [(name, group.prompt_ids) for name, group in zip(noise_names(groups), groups, strict=True)]
         was_training = self.model.training
         self.model.eval()
         try:
@@ -61,6 +62,17 @@ class Collector:
         score_rollouts(groups, self.sequence, self.tokenizer)
         self.record(method.credit(groups) | completion_metrics(groups))
         return groups
+
+
+def noise_names(groups: Sequence[Group]) -> list[str]:
+    """What each prompt's noise is drawn by: task and row, and a number for a row that occurs again (replay)."""
+    seen: Counter[str] = Counter()
+    names = []
+    for group in groups:
+        name = f"{group.task}/{group.row_id}"
+        names.append(f"{name}#{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return names
 
 
 def completion_metrics(groups: Rollouts) -> dict[str, tuple[float, float]]:
