@@ -13,6 +13,7 @@ import platform
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,12 @@ from typing import Any
 PEER = "1.16.0"
 """The TRL release that is compared with."""
 
-QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+SURROUNDINGS = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ def read_options(description: str) -> Options:
     given = parser.parse_args()
     if given.threads < 1 or given.repeats < 1:
         parser.error("--threads and --repeats must be at least 1")
-    os.environ.update(QUIET, OMP_NUM_THREADS=str(given.threads))
+    os.environ.update(SURROUNDINGS, OMP_NUM_THREADS=str(given.threads))
+    warnings.filterwarnings("ignore", category=FutureWarning)  # the peers' own, about their own names
     return Options(given.threads, given.repeats, given.json)
 
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -129,5 +128,3 @@ class Idle(Strategy):
     def penalty(self, ctx: Context) -> None:
         for _, parameter in ctx.params():
             parameter.grad = parameter.grad
-
-

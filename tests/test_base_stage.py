@@ -59,7 +59,14 @@ def test_it_learns_from_every_task_and_is_not_in_the_matrix(runs: Runs) -> None:
     assert [event["stage"] for event in events(run, "started")] == [1, 2]
 
 
-@pytest.mark.parametrize(("point", "visit"), [("base", 1), pytest.param("training", 3, marks=pytest.mark.slow), pytest.param("saving", 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("point", "visit"),
+    [
+        ("base", 1),
+        pytest.param("training", 3, marks=pytest.mark.slow),
+        pytest.param("saving", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_within_it_the_run_ends_the_same(
     runs: Runs, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, point: str, visit: int
 ) -> None:

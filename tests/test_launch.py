@@ -170,7 +170,9 @@ def test_a_finished_run_a_stage_and_a_checkpoint_serve_as_model(runs: Runs) -> N
         ]
     ):
         runs.said.clear()
-        after = runs(f"next-{number}", **QUICK | {"model": str(model), "training": {"learning_rate": 0, "max_steps": 1}})
+        after = runs(
+            f"next-{number}", **QUICK | {"model": str(model), "training": {"learning_rate": 0, "max_steps": 1}}
+        )
         assert f"weights  {taken}" in runs.said
         given, kept = (weights_hash(AutoModelForCausalLM.from_pretrained(folder)) for folder in (taken, after))
         assert kept == given
@@ -194,7 +196,8 @@ def test_a_moved_lora_run_still_loads(runs: Runs) -> None:
     runs.said.clear()
     after = runs(
         "next",
-        **QUICK | {"model": {"name_or_path": str(moved), "use_peft": True}, "training": {"learning_rate": 0, "max_steps": 1}},
+        **QUICK
+        | {"model": {"name_or_path": str(moved), "use_peft": True}, "training": {"learning_rate": 0, "max_steps": 1}},
     )
     assert f"weights  {moved}, its adapter continued" in runs.said
     assert weights(after) == weights(moved)

@@ -40,7 +40,9 @@ def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     assert outcome.stdout.rstrip().endswith("LOADED")
 
 
-@pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 0.3), (["run", "--help"], 0.5), (["demo", "--help"], 0.5)])
+@pytest.mark.parametrize(
+    ("arguments", "limit"), [(["--help"], 0.3), (["run", "--help"], 0.5), (["demo", "--help"], 0.5)]
+)
 def test_help_is_quick(arguments: list[str], limit: float, tmp_path: Path) -> None:
     """Processor time beyond that of an empty Python, the best of three: other programs on the machine do not count."""
 
@@ -161,7 +163,18 @@ def test_other_mistakes_before_anything_is_loaded(runs: Runs, capsys: pytest.Cap
     (runs.folder / "runs").mkdir()
     assert "this file cannot be read" in mistake(capsys, "run", "runs")
     assert "rows were asked for, but" in mistake(
-        capsys, "data", "countdown", "--output_dir", "d", "--groups", "plus", "--max_number", "3", "--target_range", "1", "9"
+        capsys,
+        "data",
+        "countdown",
+        "--output_dir",
+        "d",
+        "--groups",
+        "plus",
+        "--max_number",
+        "3",
+        "--target_range",
+        "1",
+        "9",
     )
     assert not (runs.folder / "run").exists()
     assert not (runs.folder / "d").exists()

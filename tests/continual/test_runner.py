@@ -73,7 +73,9 @@ def test_a_finished_run_is_a_model_folder(runs: Runs) -> None:
     last = run / "stages" / "2-doubles" / "final"
     for place in (run, run / "final"):
         assert (place / "model.safetensors").samefile(last / "model.safetensors")
-        assert AutoTokenizer.from_pretrained(place)("1")["input_ids"] == AutoTokenizer.from_pretrained(last)("1").input_ids
+        assert (
+            AutoTokenizer.from_pretrained(place)("1")["input_ids"] == AutoTokenizer.from_pretrained(last)("1").input_ids
+        )
         assert weights_hash(AutoModelForCausalLM.from_pretrained(place)) == weights_hash(
             AutoModelForCausalLM.from_pretrained(last)
         )

@@ -197,6 +197,28 @@ def test_logits_of_all_tokens_never_exist(monkeypatch: pytest.MonkeyPatch) -> No
     assert seen.numel == tokens * vocabulary  # and the instrument sees them where they are
 
 
+def test_backward_recomputes_what_forward_does_not_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept for backward: hidden states, weights and a few numbers a token, not the chunks' logits."""
+    tokens, vocabulary, rows = 512, 1000, 48
+    model = build("llama", vocab_size=vocabulary)
+    hidden, ids = torch.randn(tokens, HIDDEN, requires_grad=True), torch.randint(0, vocabulary, (tokens,))
+
+    def kept(rows: int) -> int:
+        in_chunks_of(rows, vocabulary, monkeypatch)
+        sizes: dict[int, int] = {}
+
+        def pack(value: torch.Tensor) -> torch.Tensor:
+            sizes[value.data_ptr()] = value.numel()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            LMHead(model).score(hidden, ids)[0].mean().backward()
+        return sum(sizes.values())
+
+    assert kept(tokens) >= tokens * vocabulary  # one chunk keeps its logits
+    assert kept(rows) < tokens * vocabulary / 2
+
+
 def test_a_whole_forward_holds_no_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same through the model: the layouts ask the stack below the head, never the model for logits."""
     vocabulary, rows = 3000, 40

@@ -249,6 +249,17 @@ def test_collecting_samples_scores_and_credits_without_touching_its_prompts(tmp_
     assert [[c.ids for c in g.completions] for g in later] != [[c.ids for c in g.completions] for g in made]
 
 
+def test_sampling_takes_dropout_out_of_a_model_in_train_mode(tmp_path: Path) -> None:
+    model = policy("gpt2", resid_pdrop=0.5)
+    engine = make_engine(model, tmp_path, Setup(RLOO(max_new_tokens=5), sft_rows(4), prompts_per_step=4))
+    drawn = []
+    for training in (True, False):
+        model.train(training)
+        made = engine.work.window.collect(engine.work.groups)
+        drawn.append([(c.ids, c.old_logps) for group in made for c in group.completions])
+    assert drawn[0] == drawn[1]
+
+
 def test_completion_lengths_are_told_as_sums_and_counts() -> None:
     """Lengths 2 (ended) and 4 (cut), 3 (ended): 9 of 3, one cut, 5 of 2 that ended."""
     groups = [

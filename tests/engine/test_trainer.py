@@ -213,10 +213,7 @@ def test_a_pass_in_which_a_parameter_takes_no_part_leaves_it_gradient_zero(tmp_p
     def constant(*, completions: list[str], **columns: list) -> list[float]:
         return [1.0] * len(completions)
 
-    diary = Diary()
-    engine = make_engine(
-        policy(), tmp_path, Setup(METHODS["rloo"], sft_rows(8), diary, training=FROZEN, reward=constant)
-    )
+    engine = make_engine(policy(), tmp_path, Setup(METHODS["rloo"], sft_rows(8), training=FROZEN, reward=constant))
     recorder = Recorder()
     engine.add_callback(recorder)
     engine.fit()
@@ -336,13 +333,6 @@ def test_metrics_are_means_over_all_steps_and_passes_since_the_last_line(tmp_pat
     assert all_three.logs[0]["seconds"] > 0
 
 
-class Fixed(RLOO):
-    """RLOO whose every group is run, also those that teach nothing."""
-
-    def teaches(self, group: Group) -> bool:
-        return True
-
-
 def test_silent_groups_are_skipped_with_the_same_gradient_and_the_share_is_logged(tmp_path: Path) -> None:
     """Reward 1 for a prompt's length being even, else the digits: about half of the groups teach nothing."""
 
@@ -352,12 +342,26 @@ def test_silent_groups_are_skipped_with_the_same_gradient_and_the_share_is_logge
             for p, t in zip(prompts, completions, strict=True)
         ]
 
-    skipped = trace(policy(), tmp_path, dataclasses.replace(setup("rloo"), reward=half))
-    everything = Fixed(samples_per_prompt=3, max_new_tokens=6)
-    run = trace(policy(), tmp_path, dataclasses.replace(setup("rloo"), reward=half, method=everything))
+    ran: dict[str, int] = {"Skipping": 0, "Fixed": 0}
+
+    class Skipping(RLOO):
+        def loss(self, out: Outputs, batch: Batch) -> LossOutput:
+            ran[type(self).__name__] += len(batch.groups)
+            return super().loss(out, batch)
+
+    class Fixed(Skipping):
+        def teaches(self, group: Group) -> bool:
+            return True
+
+    sampling = {"samples_per_prompt": 3, "max_new_tokens": 6}
+    made = dataclasses.replace(setup("rloo"), reward=half)
+    skipped = trace(policy(), tmp_path, dataclasses.replace(made, method=Skipping(**sampling)))
+    run = trace(policy(), tmp_path, dataclasses.replace(made, method=Fixed(**sampling)))
     assert max(farthest(a, b) for a, b in zip(skipped.gradients, run.gradients, strict=True)) < 1e-5
     share = [log["frac_reward_zero_std"] for log in skipped.logs]
     assert all(0 < value < 1 for value in share)
+    silent = sum(value * rows for value, rows in zip(share, (8, 8, 5), strict=True))
+    assert ran == {"Skipping": round(21 - silent), "Fixed": 21}
     assert [log["frac_reward_zero_std"] for log in run.logs] == [0.0] * 3  # counts what teaches() says
 
 

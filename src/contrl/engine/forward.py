@@ -22,6 +22,7 @@ from contrl.engine.lm_head import LMHead, causal_lm
 from contrl.engine.shared_prompt import Layout, completion_hidden, decoder, layout_for, obstacle
 from contrl.errors import UserError
 from contrl.interfaces import Batch, Group, Outputs
+from contrl.models.modes import evaluating
 
 
 @dataclass
@@ -214,14 +215,9 @@ def check_head(model: nn.Module, batch: Batch, autocast: Any = contextlib.nullco
     ids = (group.prompt_ids + group.completions[0].ids)[:32]
     tokens = torch.tensor([ids], device=device)
     causal = causal_lm(model)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), autocast():
-            wanted = causal(input_ids=tokens, use_cache=False).logits[0]
-            got = LMHead(model).logits(decoder(model)(input_ids=tokens, use_cache=False).last_hidden_state[0])
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad(), autocast():
+        wanted = causal(input_ids=tokens, use_cache=False).logits[0]
+        got = LMHead(model).logits(decoder(model)(input_ids=tokens, use_cache=False).last_hidden_state[0])
     scale = max(1.0, float(wanted.abs().max()))
     difference = float((wanted.double() - got.double()).abs().max()) / scale
     # In half precision the model rounds after each of scale and soft-cap, the head once.

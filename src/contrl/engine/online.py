@@ -50,13 +50,8 @@ class Collector:
         sampling = Sampling(method.max_new_tokens, method.samples_per_prompt, method.temperature, method.top_p)
         noise = Noise((*self.noise_key, self.context.step))
         named = [(name, group.prompt_ids) for name, group in zip(noise_names(groups), groups, strict=True)]
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with self.autocast():
-                sampled = generate(self.model, named, sampling, noise, end_tokens(self.model), self.tokens_per_chunk)
-        finally:
-            self.model.train(was_training)
+        with self.autocast():
+            sampled = generate(self.model, named, sampling, noise, end_tokens(self.model), self.tokens_per_chunk)
         for group, completions in zip(groups, sampled, strict=True):
             group.completions = completions
         score_rollouts(groups, self.sequence, self.tokenizer)
