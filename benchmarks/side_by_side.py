@@ -55,13 +55,13 @@ Runs = Mapping[str, Sequence[Run]]
 """Variant -> its runs, in the order they were made."""
 
 
-def read_options(description: str) -> Options:
+def read_options(description: str, arguments: Sequence[str] | None = None) -> Options:
     """Parse the command line, and set the environment before anything heavy is imported."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, default=2, help="threads of the measured process (default 2)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of alternating runs (default 3)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers to this file")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.threads < 1 or given.repeats < 1:
         parser.error("--threads and --repeats must be at least 1")
     os.environ.update(SURROUNDINGS, OMP_NUM_THREADS=str(given.threads))

@@ -62,7 +62,7 @@ def start(resolved: Resolved, options: Options) -> Path:
         UserError, Interrupted, and what their docstrings say.
     """
     config, ranks = resolved.config, Ranks()
-    ranks.join()
+    ranks.join(config.training)
     say = options.say if ranks.rank == 0 else (lambda text: None)
     folder = RunFolder(Path(config.output_dir), writes=ranks.rank == 0)
     with StopSignal(say) as stop:

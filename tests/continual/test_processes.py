@@ -67,5 +67,10 @@ def test_a_policy_lives_on_its_process_device(monkeypatch: pytest.MonkeyPatch) -
     assert Ranks().device({}) == torch.device("cuda", 2)
     assert Ranks().device({"use_cpu": True}) == torch.device("cpu")
     assert Ranks().device({"fsdp": "full_shard"}) == torch.device("cpu"), "whole, it may not fit one device"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    assert Ranks().device({}) == torch.device("cuda", 2)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert Ranks().device({}) == torch.device("cpu")
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert Ranks().device({}) == torch.device("cpu")

@@ -209,19 +209,19 @@ def hostile_texts():
 @pytest.mark.parametrize("template", ["compact", "base"])
 def test_hostile_texts_cost_no_time(template):
     for text in hostile_texts():
-        start = time.perf_counter()
+        start = time.process_time()
         assert compute_score("countdown", text, {**ALL, "template": template}) in (0.0, 0.1)
-        assert time.perf_counter() - start < 0.5
+        assert time.process_time() - start < 0.5
 
 
 def test_the_longest_possible_computation_is_short():
     """Evaluation is reached only with the task's own numbers; even 409 of nine digits take milliseconds."""
     numbers = [999_999_999 - i for i in range(409)]
     answer = "/".join(map(str, numbers))
-    start = time.perf_counter()
+    start = time.process_time()
     assert score(answer, {"target": 1, "numbers": numbers, "template": "compact"}) == 0.1
     assert score(answer.replace("/", "+"), {"target": sum(numbers), "numbers": numbers, "template": "compact"}) == 1.0
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 GARBAGE = st.recursive(

@@ -46,21 +46,20 @@ class Ranks:
     rank: int = field(default_factory=lambda: int(os.environ.get("RANK", "0")))
     world_size: int = field(default_factory=lambda: int(os.environ.get("WORLD_SIZE", "1")))
 
-    def join(self) -> None:
-        """Set up the process group, on gloo without a GPU."""
+    def join(self, training: Mapping[str, Any]) -> None:
+        """Set up the process group: gloo on the CPU, the device's own elsewhere."""
         if self.world_size > 1:
             from accelerate import PartialState
 
-            PartialState(cpu=not torch.cuda.is_available())
+            PartialState(cpu=_on_cpu(training))
 
     def device(self, training: Mapping[str, Any]) -> torch.device:
         """Where this process's policy lives from the start, so that the first evaluation runs there too.
 
         A sharded model stays on the CPU until the trainer places it: whole, it may not fit one device.
         """
-        sharded = training.get("fsdp") or training.get("deepspeed") or training.get("fsdp_config")
-        sharded = sharded or {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ)
-        if sharded or training.get("use_cpu") or not torch.cuda.is_available():
+        launched = {os.environ.get(f"ACCELERATE_USE_{name}", "").lower() for name in ("FSDP", "DEEPSPEED")}
+        if _on_cpu(training) or training.get("fsdp") or training.get("deepspeed") or "true" in launched:
             return torch.device("cpu")
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
@@ -68,3 +67,7 @@ class Ranks:
         """Wait for every process."""
         if self.world_size > 1:
             torch.distributed.barrier()
+
+
+def _on_cpu(training: Mapping[str, Any]) -> bool:
+    return bool(training.get("use_cpu")) or not torch.cuda.is_available()

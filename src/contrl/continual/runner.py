@@ -156,6 +156,8 @@ class Runner:
             rows=micro_batch(self.plan.prompts_per_step, training, self.world_size),
         )
         arguments = build_arguments(training, settings)
+        if arguments.world_size != self.world_size:
+            raise RuntimeError(f"the trainer sees {arguments.world_size} processes and there are {self.world_size}")
         rotation = Rotation.of(training, num_steps, settings.steps_per_epoch)
         engine = self._engine(context, groups, arguments, num_steps)
         engine.add_callback(Rotate(folder, rotation))

@@ -81,7 +81,9 @@ def build_arguments(training: Mapping[str, Any], settings: StageSettings) -> Tra
     Raises:
         UserError: when transformers refuses a combination.
     """
-    values = {**DEFAULTS, **precision(training), **training}
+    # Told explicitly: without a GPU and without it, each process of a run on CPUs would train by itself.
+    device = {"use_cpu": not torch.accelerator.is_available()}
+    values = {**DEFAULTS, **device, **precision(training), **training}
     for name in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
         if name in values:
             # transformers renamed it and warns about the name that everybody knows.
