@@ -173,13 +173,7 @@ def _refuse_changed_rows(folder: RunFolder, sequence: TaskSequence) -> None:
 def _announce(resolved: Resolved, plan: Plan, options: Options, ranks: Ranks, say: Callable[[str], None]) -> None:
     """The first lines of a run: what is set, and what it will cost."""
     config = resolved.config
-    if options.resumes:
-        say(f"config   {Path(config.output_dir) / 'config.yaml'}")
-    else:
-        lines = show(resolved).splitlines()
-        given = [line for line in lines if options.dry_run or not line.endswith("  default")]
-        hidden = len(lines) - len(given)
-        say("\n".join(given) + (f"\n({hidden} more at their defaults; --dry_run shows them)" if hidden else ""))
+    say(f"config   {Path(config.output_dir) / 'config.yaml'}" if options.resumes else show(resolved))
     base = None
     if config.base is not None and not is_trained(config, config.base, plan.sequence, ranks):
         base = base_plan(config, config.base, plan.sequence, ranks)

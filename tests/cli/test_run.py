@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from contrl import faults
+from contrl.cli import run as run_command
 from contrl.cli.main import main
 from tests.runs import AVERAGE, REPLAY, Runs, contrl, remains, scores, write_config
 
@@ -205,3 +207,17 @@ def test_resume_finishes_what_is_left(runs: Runs, capsys: pytest.CaptureFixture[
     assert said.startswith("config   run/config.yaml\n")
     assert "stage 2/2 doubles" in said
     assert "stage 1/2 sums" not in said
+
+
+def test_flags_known_from_hugging_face_are_overrides() -> None:
+    """They win over the file and over KEY=VALUE, because they come last."""
+    parser = argparse.ArgumentParser()
+    run_command.arguments(parser)
+    flags = ["--model_name_or_path", "runs/a", "--use_peft", "--save_total_limit", "2"]
+    options = parser.parse_args(["my.yaml", "seed=1", *flags])
+    assert run_command._flags(options) == [
+        "training.save_total_limit=2",
+        "model.name_or_path=runs/a",
+        "model.use_peft=true",
+    ]
+    assert run_command._flags(parser.parse_args(["my.yaml"])) == []

@@ -35,6 +35,10 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
         "--overwrite_output_dir", action="store_true", help="delete a different run in output_dir first"
     )
     parser.add_argument("--save_total_limit", type=int, metavar="N", help="checkpoints kept in each stage")
+    parser.add_argument(
+        "--model_name_or_path", metavar="MODEL", help="a name, or a model, run, stage or checkpoint folder"
+    )
+    parser.add_argument("--use_peft", action="store_true", help="train a LoRA adapter, the same one through all stages")
 
 
 def command(options: argparse.Namespace) -> int:
@@ -59,9 +63,7 @@ def execute(file: Path, overrides: list[str], options: argparse.Namespace, sourc
     from contrl.config import load
     from contrl.experiment import find
 
-    if options.save_total_limit is not None:
-        overrides.append(f"training.save_total_limit={options.save_total_limit}")
-    resolved = load(file, overrides, resolve=find, source=source)
+    resolved = load(file, [*overrides, *_flags(options)], resolve=find, source=source)
     # Only now, because these load everything: a mistake in the file is told before that.
     from contrl.cli.console import quiet_libraries, run_options
     from contrl.launch import start
@@ -71,6 +73,16 @@ def execute(file: Path, overrides: list[str], options: argparse.Namespace, sourc
     folder = start(resolved, settings)
     if not options.dry_run and is_first_process():
         show_results(folder)
+
+
+def _flags(options: argparse.Namespace) -> list[str]:
+    """What Hugging Face's flags mean as overrides."""
+    found = []
+    if options.save_total_limit is not None:
+        found.append(f"training.save_total_limit={options.save_total_limit}")
+    if options.model_name_or_path is not None:
+        found.append(f"model.name_or_path={options.model_name_or_path}")
+    return found + (["model.use_peft=true"] if options.use_peft else [])
 
 
 def is_first_process() -> bool:
