@@ -1,0 +1,95 @@
+"""The main job: the shipped recipe, and one shortened arm of it from the command line to the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from contrl.cli.demo import config_file
+from contrl.cli.main import main
+from contrl.config import load
+from contrl.experiment import find
+
+GROUPS = ["plus", "plus_minus", "plus_minus_mul", "plus_minus_mul_div"]
+SHORT = [
+    "base.training.max_steps=12",
+    "base.prompts_per_step=32",
+    "tasks.train_size=300",
+    "tasks.test_size=40",
+    "prompts_per_step=6",
+    "method.samples_per_prompt=4",
+    "training.max_steps=3",
+    "training.logging_steps=1",
+]
+
+
+@pytest.fixture(autouse=True)
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own, with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONTRL_CACHE", str(tmp_path / "cache"))
+
+
+def test_the_printed_file_is_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert load(printed, resolve=find).config == load(config_file(), resolve=find).config
+
+
+def test_both_arms_differ_in_the_strategy_alone() -> None:
+    """Learning rate, steps and prompts of the current task are the same, or the comparison would mean nothing."""
+    naive = load(config_file(), ["strategies=[naive]"], resolve=find)
+    replay = load(config_file(), ["strategies=[replay]"], resolve=find)
+    changed = {line for line in replay.text.splitlines() if line not in naive.text.splitlines()}
+    assert all("replay" in line or "share" in line or "buffer" in line for line in changed), changed
+
+
+def test_the_tasks_hold_500_problems_out_of_four_groups() -> None:
+    config = load(config_file(), resolve=find).config
+    tasks = find("sequence", config.tasks.name)(**config.tasks.fields).tasks()
+    assert [task.name for task in tasks] == GROUPS
+    assert {len(task.eval) for task in tasks} == {500}
+    trained = {row["id"].partition(":")[2] for task in tasks for row in task.train}
+    held_out = {row["id"].partition(":")[2] for task in tasks for row in task.eval}
+    assert not trained & held_out, "no instance may be trained on in one group and tested in another"
+
+
+@pytest.mark.slow
+def test_one_arm_from_the_command_to_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", *SHORT]) == 0
+    out = capsys.readouterr().out
+    run = Path("runs/demo")
+    assert "after stage" in out
+    assert "forgetting" in out
+    assert f"report: {run / 'report.html'}" in out
+    assert "next:   contrl demo --strategies replay" in out
+    assert "\r" not in out
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    assert results["tasks"] == GROUPS
+    assert [row is None for line in results["matrix"] for row in line] == [False] * 20
+    assert {cell["n"] for line in results["matrix"] for cell in line} == {40}
+    assert (run / "figures" / "matrix.png").stat().st_size > 1000
+    assert "<script" not in (run / "report.html").read_text(encoding="utf-8").lower()
+    AutoModelForCausalLM.from_pretrained(run, local_files_only=True)
+    assert main(["demo", *SHORT]) == 0
+    assert "this run is finished" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_other_method_and_strategy_over_two_rounds(capsys: pytest.CaptureFixture[str]) -> None:
+    sft = [part for part in SHORT if not part.startswith("method.")]
+    command = ["demo", "--method", "sft", "--strategies", "replay", "--rounds", "2", "--seed", "3"]
+    assert main([*command, *sft, "tasks.groups=[plus,plus_minus]"]) == 0
+    run = Path("runs/demo-sft-replay-2rounds-seed3")
+    stages = json.loads((run / "run.json").read_text(encoding="utf-8"))["stages"]
+    assert [(stage["task"], stage["round"]) for stage in stages] == [
+        ("plus", 1),
+        ("plus_minus", 1),
+        ("plus", 2),
+        ("plus_minus", 2),
+    ]
+    assert (run / "stages" / "4-plus_minus" / "final" / "model.safetensors").exists()
+    assert "report:" in capsys.readouterr().out
