@@ -86,7 +86,7 @@ def start(resolved: Resolved, options: Options) -> Path:
             say(f"this run is finished: {folder.path}")
         else:
             finish(folder)
-    ranks.barrier()
+    ranks.leave()
     return folder.path
 
 

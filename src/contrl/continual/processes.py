@@ -63,6 +63,15 @@ class Ranks:
             return torch.device("cpu")
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
+    def leave(self) -> None:
+        """Take the process group down in good order, once every process has done its part."""
+        if self.world_size > 1:
+            from accelerate.state import AcceleratorState
+
+            self.barrier()
+            torch.distributed.destroy_process_group()
+            AcceleratorState._reset_state(reset_partial_state=True)
+
     def barrier(self) -> None:
         """Wait for every process."""
         if self.world_size > 1:
