@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from contrl.cli.demo import config_file
 from contrl.cli.main import main
 from contrl.config import load
 from contrl.experiment import find
+from tests.runs import remains, weights
 
 GROUPS = ["plus", "plus_minus", "plus_minus_mul", "plus_minus_mul_div"]
 SHORT = [
@@ -57,6 +59,33 @@ def test_the_tasks_hold_500_problems_out_of_four_groups() -> None:
     assert not trained & held_out, "no instance may be trained on in one group and tested in another"
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], {"output_dir": "runs/demo"}),
+        (["--strategies", "replay"], {"output_dir": "runs/demo-replay", "strategies.0.name": "replay"}),
+        (["--seed", "2", "--rounds", "2"], {"output_dir": "runs/demo-2rounds-seed2", "seed": "2", "rounds": "2"}),
+        (["--method", "sft"], {"output_dir": "runs/demo-sft", "method.name": "sft"}),
+        (
+            ["--strategies", "naive,replay", "--output_dir", "mine"],
+            {"output_dir": "mine", "strategies.1.name": "replay"},
+        ),
+    ],
+)
+def test_flags_are_overrides_of_the_file(
+    flags: list[str], expected: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", *flags, "--dry_run"]) == 0
+    lines = re.findall(r"^(\S+) += (.*?)  +(\S.*)$", capsys.readouterr().out, flags=re.MULTILINE)
+    told = {path: (value, origin) for path, value, origin in lines}
+    usual = {"seed": "0", "rounds": "1", "strategies.0.name": "naive", "method.name": "rloo"}
+    assert {path: told[path][0] for path in usual | expected} == usual | expected
+    origins = {origin for _, origin in told.values()}
+    assert not [origin for origin in origins if "/" in origin], "no path of an installation"
+    assert told["training.learning_rate"][1].startswith("demo.yaml:")
+    assert not Path("runs").exists()
+
+
 @pytest.mark.slow
 def test_one_arm_from_the_command_to_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", *SHORT]) == 0
@@ -76,6 +105,21 @@ def test_one_arm_from_the_command_to_the_page(capsys: pytest.CaptureFixture[str]
     AutoModelForCausalLM.from_pretrained(run, local_files_only=True)
     assert main(["demo", *SHORT]) == 0
     assert "this run is finished" in capsys.readouterr().out
+    (base,) = Path("cache").glob("base-*/stages/1-base/final")
+    assert weights(run / "base") == weights(base)
+
+
+@pytest.mark.slow
+def test_the_printed_file_runs_as_an_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    """And is the same run, bit for bit; its base stage comes from the cache."""
+    short = [*SHORT, "tasks.groups=[plus,plus_minus]"]
+    assert main(["demo", *short]) == 0
+    assert main(["demo", "--print_config"]) == 0
+    printed = capsys.readouterr().out.partition("# contrl demo")
+    Path("mine.yaml").write_text("".join(printed[1:]), encoding="utf-8")
+    assert main(["run", "mine.yaml", *short, "output_dir=mine"]) == 0
+    assert "base stage" not in capsys.readouterr().out
+    assert remains(Path("mine")) == remains(Path("runs/demo"))
 
 
 @pytest.mark.slow

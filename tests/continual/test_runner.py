@@ -165,10 +165,22 @@ def test_without_the_first_evaluation_row_0_is_missing_and_not_zero(runs: Runs) 
 
 def test_metrics_are_one_record_a_number(runs: Runs) -> None:
     run = runs()
+    assert [line for line in runs.said if line.startswith("device ")] == [
+        "device   cpu, float32, gradient checkpointing off"
+    ]
+    assert not [line for line in runs.said if line.startswith("layout ")]
     assert sorted(metric(run, "reward")) == [(stage, step) for stage in (1, 2) for step in (1, 2, 3, 4)]
     records = read_records(run / "metrics.jsonl", ("stage", "step", "task", "name"))
     assert {record["task"] for record in records} == set(TASKS)
     assert metric(run, "learning_rate")[1, 1] == pytest.approx(3e-3)
+
+
+def test_a_slower_layout_is_told_with_its_reason(runs: Runs) -> None:
+    runs(training={"gradient_checkpointing": True, "max_steps": 1})
+    assert "device   cpu, float32, gradient checkpointing on" in runs.said
+    (line,) = {line for line in runs.said if line.startswith("layout ")}
+    assert "a prompt is run once for each completion: " in line
+    assert "checkpointing" in line
 
 
 # --- checkpoints --------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def test_a_run_is_loaded_and_named(tmp_path: Path) -> None:
 
 
 def test_a_path_that_does_not_exist_is_the_users_mistake(tmp_path: Path) -> None:
-    for name in (str(tmp_path / "missing"), "./missing", "runs/demo/stages"):
+    for name in (str(tmp_path / "missing"), "./missing", "runs/nowhere/stages"):
         with pytest.raises(UserError, match="there is no model folder") as error:
             load_policy(ModelConfig(name), seed=0)
         assert not isinstance(error.value, EnvironmentFault)

@@ -20,7 +20,14 @@ from contrl.continual.logs import MetricsLog
 from contrl.continual.rotation import Rotate, Rotation, checkpoints, remove_checkpoints
 from contrl.continual.run_folder import RunFolder
 from contrl.continual.weights import weight_changes
-from contrl.engine.arguments import StageSettings, build_arguments, count_steps, micro_batch, steps_per_epoch
+from contrl.engine.arguments import (
+    StageSettings,
+    build_arguments,
+    count_steps,
+    describe_device,
+    micro_batch,
+    steps_per_epoch,
+)
 from contrl.engine.checkpoint import load_state, newest_checkpoint, save_state, whole_folder
 from contrl.engine.online import Collector, RolloutWindow
 from contrl.engine.rows import prepare_all, prepare_row
@@ -79,6 +86,7 @@ class Runner:
     progress: Progress = field(default_factory=Progress)
     rank: int = 0
     world_size: int = 1
+    _told: str = field(default="", init=False)
 
     # --- the loop -------------------------------------------------------------------------------------
 
@@ -161,6 +169,7 @@ class Runner:
         rotation = Rotation.of(training, num_steps, settings.steps_per_epoch)
         engine = self._engine(context, groups, arguments, num_steps)
         engine.add_callback(Rotate(folder, rotation))
+        self._tell_device(arguments)
         checkpoint = newest_checkpoint(folder)
         if checkpoint is None:
             self.folder.mark(stage.index, "started")
@@ -178,9 +187,19 @@ class Runner:
             self.folder.append(
                 "metrics.jsonl", {"event": "layout", "stage": stage.index, "reason": engine.layout_reason}
             )
+            if isinstance(method, OnlineMethod) and engine.routing.layout == "plain":
+                self.progress.say(f"layout   a prompt is run once for each completion: {engine.layout_reason}")
         if engine.stopping and engine.state.global_step < num_steps:
             self._stop()
         self.folder.mark(stage.index, "trained", keeps=rotation.kept(list(checkpoints(folder))))
+
+    def _tell_device(self, arguments: TrainingArguments) -> None:
+        """Where and how is trained, once; a base stage leaves it to the run."""
+        checkpointing = bool(getattr(arguments, "activation_checkpointing", False))
+        text = f"device   {describe_device(arguments, checkpointing=checkpointing)}"
+        if self.plan.evaluates and text != self._told:
+            self._told = text
+            self.progress.say(text)
 
     def _check_window(self, checkpoint: Path) -> None:
         """Rollouts of an open window belong to the process that sampled them, so its number cannot change there."""
