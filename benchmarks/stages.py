@@ -21,11 +21,15 @@ from transformers.trainer_callback import PrinterCallback
 from contrl.engine.arguments import StageSettings, build_arguments
 from contrl.engine.batching import BlockSampler
 from contrl.engine.online import RolloutWindow
+from contrl.engine.reference_scores import ReferenceScores
 from contrl.engine.rows import prepare_all, prepare_row
-from contrl.engine.trainer import Engine, Work
+from contrl.engine.trainer import Engine
+from contrl.engine.work import Work
+from contrl.experiment import find
 from contrl.interfaces import Completion, Context, Group, Method, Stage, Task, TaskSequence
 from contrl.methods.rloo import RLOO
 from contrl.methods.sft import SFT
+from contrl.models.reference import Reference
 from contrl.strategies.naive import Naive
 
 SEED = 0
@@ -64,6 +68,7 @@ class Trained:
 
     steps: list[Run]
     logs: list[dict[str, float]]
+    parts: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def curve(self, name: str) -> list[float]:
         """The values logged under ``name``, step after step."""
@@ -98,8 +103,8 @@ class Job:
         return [self.rows[index] for index in order]
 
 
-def _engine(job: Job, method: Method) -> Engine:
-    model = copy.deepcopy(job.model)
+def _engine(job: Job, method: Method, *, bf16: bool = False, copied: bool = True) -> Engine:
+    model = copy.deepcopy(job.model) if copied else job.model
     task, stage = Task("text", job.rows), Stage(1, ("text",))
     context = Context(model, job.tokenizer, method, TaskSequence((task,), (stage,)), stage, SEED)
     settings = StageSettings(job.folder, SEED, job.num_steps, job.num_steps, job.rows_per_step)
@@ -116,7 +121,45 @@ def _engine(job: Job, method: Method) -> Engine:
         prepare=lambda task, row: prepare_row(task, row, method, job.tokenizer),
         find_row=lambda task, row_id: by_id[row_id],
     )
-    return Engine(model, build_arguments(TRAINING, settings), work, job.tokenizer)
+    method.pair(work.groups, SEED)
+    if "reference_logps" in method.needs:
+        work.reference = ReferenceScores(lambda: Reference(model, "previous"), is_policy=True)
+    return Engine(model, build_arguments(TRAINING | {"bf16": bf16}, settings), work, job.tokenizer)
+
+
+def contrl_offline(job: Job, name: str, *, bf16: bool, cached: bool) -> Trained:
+    """An offline method in contrl; where the time of the timed steps goes is in ``parts``.
+
+    The reference's table is always filled before the first step; with one epoch its cost belongs to the steps.
+    """
+    if name == "reward":
+        from contrl.models.classifier import on_trunk
+
+        job.model = on_trunk(job.model, SEED)
+    engine = _engine(job, find("method", name)(), bf16=bf16, copied=False)
+    parts = {"reference": 0.0, "forward and loss": 0.0, "backward": 0.0}
+    _timed(engine, "_prepare_reference", parts, "reference")
+    _timed(engine, "_loss_of", parts, "forward and loss")
+    _timed(engine.accelerator, "backward", parts, "backward")
+    trained = _train(engine, engine.fit)
+    if not cached:
+        # One epoch: what filling the table took is shared out over the steps, as TRL pays for it in each.
+        each = parts["reference"] / job.num_steps
+        trained.steps = [Run(None, run.seconds + each, run.cpu_seconds + each) for run in trained.steps]
+    return dataclasses.replace(trained, parts=parts)
+
+
+def _timed(owner: Any, name: str, parts: dict[str, float], part: str) -> None:
+    call = getattr(owner, name)
+
+    def timed_call(*arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return call(*arguments, **options)
+        finally:
+            parts[part] += time.perf_counter() - start
+
+    setattr(owner, name, timed_call)
 
 
 def contrl_sft(job: Job) -> Trained:
@@ -211,5 +254,38 @@ def peer_rloo(job: Job) -> Trained:
             args=config,
             train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in job.rows]),
             processing_class=job.tokenizer,
+        )
+        return _train(trainer, trainer.train)
+
+
+def peer_offline(job: Job, name: str, *, bf16: bool, cached: bool) -> Trained:
+    """An offline method in TRL; ``cached`` precomputes the reference where TRL can, outside the timed steps."""
+    import trl
+    from datasets import Dataset
+
+    kind = {"dpo": "DPO", "kto": "KTO", "sft": "SFT", "reward": "Reward"}[name]
+    own = {"precompute_ref_log_probs": True} if cached and name in ("dpo", "kto") else {}
+    config = getattr(trl, f"{kind}Config")(
+        output_dir=str(job.folder),
+        per_device_train_batch_size=job.rows_per_step,
+        max_steps=job.num_steps,
+        train_sampling_strategy="sequential",
+        **(TRAINING | PEER_ONLY | {"bf16": bf16} | own),
+    )
+    model: Any = job.model
+    if name == "reward":
+        from contrl.models.classifier import on_trunk
+
+        model = on_trunk(model, SEED)
+    elif name in ("dpo", "kto"):
+        own = {"ref_model": copy.deepcopy(model)}
+    columns = [{key: value for key, value in row.items() if key != "id"} for row in job.in_order()]
+    with contextlib.redirect_stdout(None):
+        trainer = getattr(trl, f"{kind}Trainer")(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(columns),
+            processing_class=job.tokenizer,
+            **({"ref_model": own["ref_model"]} if "ref_model" in own else {}),
         )
         return _train(trainer, trainer.train)

@@ -30,6 +30,39 @@ _PUBLIC = {
         "contrl.interfaces",
     ),
     "UserError": "contrl.errors",
+    **dict.fromkeys(
+        (
+            "CPOTrainer",
+            "DPOTrainer",
+            "KTOTrainer",
+            "ORPOTrainer",
+            "RewardTrainer",
+            "SFTTrainer",
+        ),
+        "contrl.trainers.faces",
+    ),
+    **dict.fromkeys(
+        ("CPOConfig", "DPOConfig", "KTOConfig", "ORPOConfig", "RewardConfig", "SFTConfig"),
+        "contrl.trainers.configs",
+    ),
+    **dict.fromkeys(
+        ("ModelConfig", "create_reference_model", "get_peft_config", "get_quantization_config"),
+        "contrl.models.compat",
+    ),
+    **dict.fromkeys(
+        (
+            "apply_chat_template",
+            "extract_prompt",
+            "is_conversational",
+            "maybe_apply_chat_template",
+            "maybe_convert_to_chatml",
+            "maybe_extract_prompt",
+            "maybe_unpair_preference_dataset",
+            "pack_dataset",
+            "unpair_preference_dataset",
+        ),
+        "contrl.data.conversion",
+    ),
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

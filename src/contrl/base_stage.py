@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +16,12 @@ from typing import Any
 
 from contrl import __version__
 from contrl.config import BaseStageConfig, EvaluationConfig, ModelConfig, RunConfig
+from contrl.continual.plan import Plan, Progress
 from contrl.continual.processes import Ranks
 from contrl.continual.run_folder import RunFolder
-from contrl.continual.runner import Plan, Progress, Runner
+from contrl.continual.runner import Runner
 from contrl.data.sources import fingerprint
+from contrl.data.token_cache import cache_folder
 from contrl.engine.checkpoint import whole_folder
 from contrl.errors import EnvironmentFault
 from contrl.experiment import build_strategy
@@ -48,7 +49,7 @@ def base_digest(model: ModelConfig, base: BaseStageConfig, sequence: TaskSequenc
 
 
 def _is_of_adapter(name: str) -> bool:
-    return name == "use_peft" or name.startswith("lora_")
+    return name in ("use_peft", "use_rslora", "use_dora") or name.startswith(("lora_", "load_in_", "bnb_", "use_bnb_"))
 
 
 def _content(name: str) -> str | None:
@@ -69,11 +70,6 @@ def save_policy(policy: Policy, folder: Path) -> None:
     with whole_folder(folder) as staging:
         policy.model.save_pretrained(staging)
         policy.tokenizer.save_pretrained(staging)
-
-
-def cache_folder() -> Path:
-    """Where base stages are kept: ``CONTRL_CACHE``, or ``~/.cache/contrl``."""
-    return Path(os.environ.get("CONTRL_CACHE") or Path.home() / ".cache" / "contrl")
 
 
 def _place(config: RunConfig, base: BaseStageConfig, sequence: TaskSequence, ranks: Ranks) -> RunFolder:
@@ -142,7 +138,7 @@ def _train_base(
     progress: Progress,
 ) -> None:
     plan = base_plan(config, base, sequence, ranks)
-    policy = load_policy(replace(config.model, use_peft=False), base.seed, device=ranks.device(base.training))
+    policy = load_policy(config.model.bare(), base.seed, device=ranks.device(base.training))
     place = folder.path / "base"
     if ranks.rank == 0 and not place.exists():
         save_policy(policy, place)

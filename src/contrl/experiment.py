@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from contrl.config import PluginConfig, RunConfig, SequenceConfig, TaskConfig
-from contrl.data.sources import hold_out, overlap, read_rows, with_ids
+from contrl.data.sources import find_splits, hold_out, overlap, read_rows, with_ids
 from contrl.errors import UserError
-from contrl.interfaces import Method, Metric, OnlineMethod, Reward, Row, Stage, Strategy, Task, TaskSequence
+from contrl.interfaces import LIKELIHOOD, Method, Metric, OnlineMethod, Reward, Row, Stage, Strategy, Task, TaskSequence
+from contrl.models.load import load_scorer
 from contrl.strategies.composite import combine
 
 METHODS = {
+    "cpo": "contrl.methods.cpo:CPO",
+    "dpo": "contrl.methods.dpo:DPO",
+    "kto": "contrl.methods.kto:KTO",
+    "orpo": "contrl.methods.orpo:ORPO",
+    "reward": "contrl.methods.reward_model:RewardModel",
     "rloo": "contrl.methods.rloo:RLOO",
     "sft": "contrl.methods.sft:SFT",
 }
@@ -31,6 +38,7 @@ STRATEGIES = {
 }
 SEQUENCES = {
     "countdown": "contrl.continual.sequences:Countdown",
+    "dataset": "contrl.continual.sequences:Dataset",
 }
 REWARDS = {
     "countdown": "contrl.rewards.countdown:countdown_reward",
@@ -114,9 +122,12 @@ def build_tasks(config: RunConfig, say: Callable[[str], None] = lambda text: Non
         UserError: for rows that cannot be read, or names that occur twice.
     """
     if isinstance(config.tasks, SequenceConfig):
-        tasks = _sequence(config.tasks)
+        tasks = _sequence(config.tasks, say)
     else:
         tasks = [_task(task, config.seed) for task in config.tasks]
+    tasks = [_as_method_takes(task, config.method, say) for task in tasks]
+    if config.evaluation.reward_model is not None:
+        tasks = [_judged_by_model(task, config.evaluation.reward_model, i, say) for i, task in enumerate(tasks)]
     limit = config.evaluation.max_examples
     if limit is not None:
         tasks = [replace(task, eval=task.eval[:limit]) for task in tasks]
@@ -127,11 +138,31 @@ def build_tasks(config: RunConfig, say: Callable[[str], None] = lambda text: Non
     return tasks
 
 
-def _sequence(config: SequenceConfig) -> list[Task]:
+def _as_method_takes(task: Task, method: PluginConfig, say: Callable[[str], None]) -> Task:
+    """The task with its rows as the method wants them, and judged by the method where nothing else judges it."""
+    made: Method = find("method", method.name)(**{**method.fields, **task.method})
+    train, held_out = made.rows(task.train, say), made.rows(task.eval, lambda text: None)
+    if task.train and not train:
+        raise UserError(f"no row of task {task.name} is left to train {method.name} on", fix="see the lines above")
+    return replace(task, train=train, eval=held_out, metric=task.metric or LIKELIHOOD)
+
+
+def _judged_by_model(task: Task, path: str, index: int, say: Callable[[str], None]) -> Task:
+    """The task judged by a reward model: that of the task where each has its own."""
+    from contrl.rewards.model import RewardModel, resolve_reward_model
+
+    folder, why = resolve_reward_model(path, index)
+    say(f"task {task.name} is judged by {why}")
+    return replace(task, metric=Metric("eval_score", RewardModel(str(folder), load=load_scorer), correct_at=math.inf))
+
+
+def _sequence(config: SequenceConfig, say: Callable[[str], None]) -> list[Task]:
     """The tasks of a named sequence: of a function's answer, or of a class's method ``tasks``."""
     target = find("sequence", config.name)
     made = target(**config.fields)
     tasks = list(made.tasks()) if isinstance(target, type) else list(made)
+    for note in getattr(made, "notes", ()):
+        say(str(note))
     wrong = [task for task in tasks if not isinstance(task, Task)]
     if wrong or not tasks:
         found = f"a {type(wrong[0]).__name__}" if wrong else "nothing"
@@ -157,11 +188,16 @@ def _task(config: TaskConfig, seed: int) -> Task:
         held_out = read_rows(config.eval_data, config.eval_split)
     elif config.eval_size is not None:
         rows, held_out = hold_out(rows, config.eval_size, seed)
-    elif Path(config.data).is_dir():
+    elif config.eval_split in _splits(config.data):
         held_out = read_rows(config.data, config.eval_split)
     reward: Reward | None = find("reward", config.reward) if config.reward else None
     metric = build_metric(config.metric or config.reward or "logp")
     return Task(config.name, rows, held_out, reward, metric, config.method, config.training)
+
+
+def _splits(source: str) -> tuple[str, ...]:
+    """The splits of a source; a single file and rows made by code have none to choose from."""
+    return () if ":" in source and not Path(source).exists() else find_splits(source)
 
 
 def build_metric(name: str) -> Metric:
@@ -213,10 +249,10 @@ def check_pairs(config: RunConfig, tasks: Sequence[Task]) -> None:
                 fix="give each task `reward: NAME` or `reward: module:function`",
             )
     empty = [task.name for task in tasks if not task.eval]
-    if empty:
+    if empty and len(tasks) > 1:
         raise UserError(
             f"nothing to evaluate {', '.join(empty)} on",
-            why="every task is evaluated after every stage",
+            why="what is forgotten shows only on rows that are held out",
             fix="give eval_data, or eval_size to hold rows out, or a folder with a test split",
         )
     if config.base is not None and issubclass(find("method", config.base.method.name), OnlineMethod):

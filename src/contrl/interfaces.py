@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ Row = Mapping[str, Any]
 class Reward(Protocol):
     """Scores completions. TRL's contract: keyword call with lists of equal length, one entry a completion.
 
-    Further dataset columns arrive as keyword lists. ``None`` in the answer means "not applicable".
+    Dataset columns arrive as keyword lists. ``None`` in the answer means "not applicable".
     """
 
     def __call__(self, *, prompts: list, completions: list, **columns: list) -> Sequence[float | None]: ...
@@ -34,11 +34,10 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class Metric:
-    """How a task is judged, kept separate from the reward it is trained by.
+    """How a task is judged, kept separate from the reward it is trained by; higher is better.
 
-    ``score`` has the reward's contract and sees greedy completions; ``None`` instead of a function means
-    teacher-forced scoring: the mean log-probability of the row's own completion. Higher is better.
-    An item counts as correct when its score reaches ``correct_at``.
+    ``score`` has the reward's contract and sees the policy's completions; None instead of a function means
+    teacher-forced scoring by ``Method.judge``. An item counts as correct when its score reaches ``correct_at``.
     """
 
     name: str
@@ -47,7 +46,7 @@ class Metric:
 
 
 LIKELIHOOD = Metric("logp")
-"""Teacher-forced mean log-probability: the metric of a task that names neither metric nor reward."""
+"""Teacher-forced: the metric of a task that names neither metric nor reward."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +101,7 @@ class TaskSequence:
 
     def task(self, name: str) -> Task:
         """The task called ``name``. Raises KeyError when there is none."""
-        for task in self.tasks:
-            if task.name == name:
-                return task
-        raise KeyError(name)
+        return {task.name: task for task in self.tasks}[name]
 
 
 # --- what is trained --------------------------------------------------------------------------------
@@ -141,7 +137,10 @@ class Completion:
 
 @dataclass
 class Group:
-    """One prompt with its completions: the unit of every batch. ``row`` is the source, for rewards."""
+    """One prompt with its completions: the unit of every batch. ``row`` is the source, for rewards.
+
+    Pairs hold the chosen completion first. ``contrast`` answers *another* prompt (for KTO's KL); it is never trained.
+    """
 
     row_id: str
     task: str
@@ -151,10 +150,11 @@ class Group:
     is_replay: bool = False
     label: bool | None = None
     margin: float | None = None
+    contrast: Completion | None = None
 
 
 Rollouts = list[Group]
-"""Groups whose completions were sampled, with ``sampler_logps`` and, once scored, rewards."""
+"""Groups whose completions were sampled and, once scored, have rewards."""
 
 
 @dataclass
@@ -169,6 +169,7 @@ class Batch:
         weights, advantages: ``[N]``.
         old_logps: ``[N, T]`` or None when the policy has not moved since it sampled (the ratio is exactly 1).
         reference_logps: ``[N, T]`` when the method needs it.
+        statistics: what ``Method.settle`` made of the whole step, for methods that couple rows.
     """
 
     groups: list[Group]
@@ -179,21 +180,33 @@ class Batch:
     advantages: torch.Tensor
     old_logps: torch.Tensor | None = None
     reference_logps: torch.Tensor | None = None
+    statistics: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass
 class Outputs:
-    """What a forward returns for a batch, all ``[N, T]``, zero where ``mask`` is False."""
+    """What a forward returns for a batch; what the method does not ``need`` is None.
+
+    Attributes:
+        logps: ``[N, T]`` log-probabilities of the tokens, zero where ``mask`` is False, like all ``[N, T]`` here.
+        entropy, correct, log_sum_p2, mean_logits: ``[N, T]``, without gradient; correct is 1 for the likeliest token.
+        prompt_logps: ``[G]`` log-probability of each prompt, its first token not counted.
+        scores: ``[N]`` a classifier's output at the last token of each completion (then logps is zero).
+    """
 
     logps: torch.Tensor
     entropy: torch.Tensor | None = None
+    correct: torch.Tensor | None = None
+    log_sum_p2: torch.Tensor | None = None
+    mean_logits: torch.Tensor | None = None
+    prompt_logps: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
 
 
 @dataclass
 class LossOutput:
-    """Sums, never means: ``sums[term]`` is divided by the step's ``count()[term]`` by the engine.
-
-    ``metrics[name] = (sum, count)`` are reduced over passes, steps and ranks when they are logged.
+    """Sums, never means: the engine divides ``sums[term]`` by the step's ``count()[term]``, and, when it logs, the
+    ``metrics[name] = (sum, count)`` of all passes, steps and ranks.
     """
 
     sums: dict[str, torch.Tensor]
@@ -206,27 +219,70 @@ class LossOutput:
 class Method:
     """How to learn. A frozen dataclass: its fields are the hyperparameters, its verbs are below.
 
-    Class attributes:
-        needs: of "policy_logps", "reference_logps", "entropy": what the forward must return.
+    Attributes:
+        needs: of "policy_logps", "reference_logps", "prompt_logps", "scores", "entropy", "correct", "log_sum_p2" and
+            "mean_logits": what the forward must return. "scores" makes the policy a classifier with one label.
         dropout: whether the model's dropout stays on while training.
+        couples: "step" when a step's rows depend on each other: then ``observe`` and ``settle`` are called before any
+            pass, so that the split into passes changes nothing; else "group".
+        packing: whether several prompts may stand in one row, where the model allows it.
+        judged_by: the name in ``judge``'s answer by which tasks without metric or reward are judged.
+        judges_change: ``judge`` finds the log-probabilities that the run started with as ``batch.reference_logps``.
         temperature: the logits are divided by it before the log-softmax.
+        reference: origin of the reference, for methods that need one: base, previous or ema.
+        sync_every, sync_share: every so many optimizer steps the reference moves by this share towards the policy; 0
+            steps never.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logps"})
     dropout: ClassVar[bool] = False
+    couples: ClassVar[Literal["group", "step"]] = "group"
+    judged_by: ClassVar[str] = "logp"
+    judges_change: ClassVar[bool] = False
+    packing: bool = False
     temperature: float = 1.0
+    reference: Literal["base", "previous", "ema"] = "previous"
+    sync_every: int = 0
+    sync_share: float = 0.6
+
+    def rows(self, rows: Sequence[Row], say: Callable[[str], None]) -> list[Row]:
+        """A data set's rows as this method's rows, before anything is encoded: pairs taken apart, sources left out."""
+        return list(rows)
 
     def prepare(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Group:
         """One row as a group of token ids. Raises UserError for a row that cannot be used."""
         raise NotImplementedError
 
+    def pair(self, groups: Sequence[Group], seed: int) -> None:
+        """Set what a group takes from others (``contrast``), once all rows of a stage are prepared."""
+
     def count(self, groups: Sequence[Group]) -> dict[str, float]:
-        """What each loss term is divided by, summed over these groups; computable before any forward."""
+        """What each loss term is divided by, over these groups; computable before any forward."""
         raise NotImplementedError
+
+    def observed(self, groups: Sequence[Group]) -> list[Group]:
+        """Of methods that couple rows: the groups whose outputs ``observe`` sees, by default the step's own."""
+        return list(groups)
+
+    def observe(self, out: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
+        """Of methods that couple rows: values ``[R]`` of these groups, detached, gathered over the whole step."""
+        raise NotImplementedError
+
+    def settle(self, values: Mapping[str, torch.Tensor], memory: dict[str, float]) -> dict[str, torch.Tensor]:
+        """The step's statistics, from the values of all its groups in no particular order.
+
+        ``memory`` keeps numbers from step to step (a running mean); it may be changed, and is saved in checkpoints.
+        """
+        return dict(values)
 
     def loss(self, out: Outputs, batch: Batch) -> LossOutput:
         """Sums of each term over the batch, with the same names as ``count``."""
         raise NotImplementedError
+
+    def judge(self, out: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
+        """Teacher-forced scores of evaluation rows: name -> ``[G]``; the item's own is that of ``judged_by``."""
+        tokens = batch.mask.sum(-1).clamp(min=1)
+        return {"logp": out.logps.sum(-1) / tokens}
 
 
 class OnlineMethod(Method):
@@ -280,9 +336,8 @@ class Context:
 class Strategy:
     """How not to forget: every hook is optional, several strategies combine (``strategies/composite.py``).
 
-    A strategy is a dataclass; its fields are its hyperparameters, everything else it learns about a run goes
-    through ``state_dict``. Random choices come from a generator seeded by (run seed, strategy name, stage, step),
-    so that a resumed run repeats them.
+    A dataclass: fields are hyperparameters, whatever else it learns about a run goes through ``state_dict``. Random
+    choices come from a generator seeded by (run seed, strategy name, stage, step), so a resumed run repeats them.
     """
 
     name: ClassVar[str] = ""
@@ -315,6 +370,11 @@ class Strategy:
         """Whether ``loss`` is used, so that groups the method learns nothing from must be run as well."""
         return type(self).loss is not Strategy.loss
 
+    @property
+    def adds_rows(self) -> bool:
+        """Whether ``draw`` is used, so that rows of other stages may be trained."""
+        return type(self).draw is not Strategy.draw
+
     def penalty(self, ctx: Context) -> None:
         """Add closed-form gradients to ``.grad``: once per optimizer step, all reduced, before clipping."""
 
@@ -337,7 +397,3 @@ class Strategy:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of ``state_dict``."""
-
-
-Rewarder = Callable[[Rollouts], None]
-"""Sets ``reward`` of every completion of the rollouts."""

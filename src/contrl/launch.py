@@ -7,24 +7,31 @@ before the configuration has passed every check that needs no model.
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+from safetensors import SafetensorError
+
 from contrl.base_stage import base_model, base_plan, is_trained, save_policy
 from contrl.config import Resolved, RunConfig, difference, load, show
 from contrl.continual.manifest import describe_data, describe_run
+from contrl.continual.plan import Plan, Progress
 from contrl.continual.processes import Ranks, StopSignal
 from contrl.continual.records import write_atomic
 from contrl.continual.run_folder import TEMPORARY, RunFolder
-from contrl.continual.runner import Plan, Progress, Runner
+from contrl.continual.runner import Runner
+from contrl.continual.trackers import Trackers
 from contrl.errors import EnvironmentFault, Interrupted, UserError
 from contrl.experiment import build_strategy, build_tasks, check_pairs, find
 from contrl.interfaces import Stage, TaskSequence
-from contrl.models.load import Policy, load_policy, weights_folder
-from contrl.planning import announce, build_plan
+from contrl.models.folders import is_classifier
+from contrl.models.load import Policy, load_policy, load_tokenizer, weights_folder
+from contrl.planning import announce, build_plan, describe_model, usable
 
 
 @dataclass
@@ -72,15 +79,21 @@ def start(resolved: Resolved, options: Options) -> Path:
             sequence = TaskSequence.in_order(build_tasks(config, say), config.rounds)
             check_pairs(config, sequence.tasks)
             plan = build_plan(config, sequence, ranks.world_size)
+            sequence = usable(sequence, plan, load_tokenizer(config.model), say)
+            plan = replace(plan, sequence=sequence, card=describe_model(config, sequence, options.command))
             _announce(resolved, plan, options, ranks, say)
             if options.dry_run:
                 return folder.path
             if found == "this":
                 _refuse_changed_rows(folder, sequence)
+            trackers = _trackers(resolved, folder, say)
             if ranks.rank == 0:
                 _open(folder, resolved, describe_run(resolved, sequence, options.command, ranks.world_size), found)
             ranks.barrier()
-            _train(config, plan, folder, ranks, _progress(plan, options, say, stop))
+            try:
+                _train(config, plan, folder, ranks, _progress(plan, options, say, stop, trackers))
+            finally:
+                trackers.close()
     if ranks.rank == 0:
         if folder.done(0, "finished"):
             say(f"this run is finished: {folder.path}")
@@ -193,16 +206,44 @@ def _train(config: RunConfig, plan: Plan, folder: RunFolder, ranks: Ranks, progr
         folder.amend_manifest(status="interrupted")
         hint = f"continue with: contrl resume {folder.path}"
         raise Interrupted(stopped.what, signum=stopped.exit_code - 128, fix=hint) from None
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _is_disk_full(error):
+            raise
+        raise EnvironmentFault(
+            "the disk is full",
+            where=str(folder.path),
+            why="the last complete checkpoint is whole, nothing saved before is lost",
+            fix=f"free some space, then: contrl resume {folder.path}",
+        ) from error
     ranks.barrier()
 
 
-def _progress(plan: Plan, options: Options, say: Callable[[str], None], stop: StopSignal) -> Progress:
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether it or what led to it says so; libraries wrap the system's error in their own."""
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in str(error) or "failed writing file" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _trackers(resolved: Resolved, folder: RunFolder, say: Callable[[str], None]) -> Trackers:
+    training, config = resolved.config.training, yaml.safe_load(resolved.text)
+    return Trackers.of(training.get("report_to"), folder, training.get("run_name"), config, say)
+
+
+def _progress(
+    plan: Plan, options: Options, say: Callable[[str], None], stop: StopSignal, trackers: Trackers
+) -> Progress:
     stages = len(plan.sequence.stages)
 
     def callbacks(stage: Stage, steps: int) -> list[Any]:
-        return options.callbacks(stage, stages if stage in plan.sequence.stages else 0, steps)
+        if stage not in plan.sequence.stages:
+            return options.callbacks(stage, 0, steps)
+        return [*options.callbacks(stage, stages, steps), trackers.stage(stage)]
 
-    return Progress(say, callbacks, lambda: stop.signum)
+    return Progress(say, callbacks, lambda: stop.signum, trackers.scores)
 
 
 def _policy(
@@ -210,17 +251,20 @@ def _policy(
 ) -> tuple[Policy, Path]:
     """The policy of the first stage, and a folder that keeps its untouched weights."""
     model, device = config.model, ranks.device(config.training)
+    classifier = "scores" in find("method", config.method.name).needs
     if config.base is not None:
         model = replace(model, name_or_path=str(base_model(config, config.base, sequence, ranks, progress)))
     place, name = weights_folder(model.name_or_path), model.name_or_path
-    if place is None or config.base is not None:
+    new_head = classifier and place is not None and not is_classifier(place)
+    if place is None or config.base is not None or new_head:
         # The run keeps its own copy: later stages compare with it, and adapters are saved relative to it.
         place = folder.path / "base"
         if ranks.rank == 0 and not place.exists():
-            save_policy(load_policy(replace(model, use_peft=False), config.seed), place)
+            save_policy(load_policy(model.bare(), config.seed, classifier=classifier), place)
         ranks.barrier()
     else:
         name = str(place)
     # Adapters remember where their base is; a relative path would mean another folder from elsewhere.
-    policy = load_policy(replace(model, name_or_path=str(place.absolute())), config.seed, device=device)
+    place_of = replace(model, name_or_path=str(place.absolute()))
+    policy = load_policy(place_of, config.seed, device=device, classifier=classifier)
     return replace(policy, source=policy.source.replace(str(place.absolute()), name)), place

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from contrl.config import RunConfig
+from contrl.config import RunConfig, SequenceConfig
 from contrl.continual.estimate import Load, Size, describe, disk_bytes, require_disk
+from contrl.continual.plan import Plan
 from contrl.continual.rotation import Rotation
-from contrl.continual.runner import Plan
+from contrl.data.token_cache import cache_folder
 from contrl.engine.arguments import count_steps, micro_batch, steps_per_epoch
-from contrl.experiment import build_method
-from contrl.interfaces import OnlineMethod, Row, Stage, TaskSequence
+from contrl.engine.rows import prepare_all
+from contrl.experiment import build_method, find
+from contrl.interfaces import OnlineMethod, Row, Stage, Task, TaskSequence
 from contrl.models.load import count_parameters
 
 SAMPLE = 16
@@ -48,7 +51,54 @@ def build_plan(config: RunConfig, sequence: TaskSequence, world_size: int) -> Pl
         tokens_per_chunk=config.evaluation.batch_tokens,
         max_new_tokens=limit,
         at_start=config.evaluation.at_start,
+        temperature=config.evaluation.temperature,
+        max_bad_rows=config.max_bad_rows,
+        cache=cache_folder() / "reference",
     )
+
+
+def describe_model(config: RunConfig, sequence: TaskSequence, command: Sequence[str]) -> dict[str, Any]:
+    """What the page beside the trained weights says of them."""
+    tasks = config.tasks
+    data = [str(tasks.fields.get("path", tasks.name))] if isinstance(tasks, SequenceConfig) else [t.data for t in tasks]
+    return {
+        "title": Path(config.output_dir).name,
+        "base": config.model.name_or_path,
+        "data": data,
+        "method": {"name": config.method.name, **config.method.fields},
+        "strategy": [plugin.name for plugin in config.strategies] or ["naive"],
+        "sequence": [stage.folder for stage in sequence.stages],
+        "command": list(command),
+    }
+
+
+def usable(sequence: TaskSequence, plan: Plan, tokenizer: Any, say: Callable[[str], None]) -> TaskSequence:
+    """The sequence without the rows that cannot be used: found, counted and told before a model is loaded.
+
+    Raises:
+        UserError: when they are more than ``plan.max_bad_rows``.
+    """
+    tasks = []
+    for task in sequence.tasks:
+        method = plan.judge_for(task)
+        # Completions are judged on their prompts; teacher-forced scores need the whole row.
+        forced = task.metric is not None and task.metric.score is None and not isinstance(method, OnlineMethod)
+        train = _kept(task, task.train, plan, tokenizer, say)
+        tasks.append(
+            replace(task, train=train, eval=_kept(task, task.eval, plan, tokenizer, say) if forced else task.eval)
+        )
+    return replace(sequence, tasks=tuple(tasks))
+
+
+def _kept(task: Task, rows: Sequence[Row], plan: Plan, tokenizer: Any, say: Callable[[str], None]) -> Sequence[Row]:
+    if not rows:
+        return rows
+    method = plan.judge_for(task)
+    groups = prepare_all([(task, row) for row in rows], method, tokenizer, say, max_bad_rows=plan.max_bad_rows)
+    if len(groups) == len(rows):
+        return rows
+    known = {group.row_id for group in groups}
+    return [row for row in rows if str(row["id"]) in known]
 
 
 def announce(config: RunConfig, plan: Plan, base: Plan | None) -> list[str]:
@@ -62,7 +112,7 @@ def announce(config: RunConfig, plan: Plan, base: Plan | None) -> list[str]:
     Raises:
         EnvironmentFault: when the disk is too small.
     """
-    found = count_parameters(config.model)
+    found = count_parameters(config.model, classifier="scores" in find("method", config.method.name).needs)
     characters = 1.0 if config.model.name_or_path == "tiny" else 3.5
     load = load_of(plan, characters)
     before = None if base is None else load_of(base, characters)

@@ -64,6 +64,16 @@ def test_the_tasks_hold_500_problems_out_of_four_groups() -> None:
     [
         ([], {"output_dir": "runs/demo"}),
         (["--strategies", "replay"], {"output_dir": "runs/demo-replay", "strategies.0.name": "replay"}),
+        (
+            ["--strategies", "replay(share=0.25)", "naive", "rounds=2"],
+            {
+                "output_dir": "runs/demo-replay-share-0.25-naive",
+                "strategies.0.name": "replay",
+                "strategies.0.share": "0.25",
+                "strategies.1.name": "naive",
+                "rounds": "2",
+            },
+        ),
         (["--seed", "2", "--rounds", "2"], {"output_dir": "runs/demo-2rounds-seed2", "seed": "2", "rounds": "2"}),
         (["--method", "sft"], {"output_dir": "runs/demo-sft", "method.name": "sft"}),
         (

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from contrl import __version__
-from contrl.cli.main import COMMANDS, main
+from contrl.cli.main import COMMANDS, GROUPS, main
 from contrl.errors import EnvironmentFault, GuardStop, Interrupted, UserError
 from tests.runs import ROOT, Runs, contrl, environment, write_config
 
@@ -41,7 +41,8 @@ def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "limit"), [(["--help"], 0.3), (["run", "--help"], 0.5), (["demo", "--help"], 0.5)]
+    ("arguments", "limit"),
+    [(["--help"], 0.3), (["run", "--help"], 0.5), (["demo", "--help"], 0.5), (["dpo", "--help-all"], 0.5)],
 )
 def test_help_is_quick(arguments: list[str], limit: float, tmp_path: Path) -> None:
     """Processor time beyond that of an empty Python, the best of three: other programs on the machine do not count."""
@@ -75,9 +76,16 @@ def test_nested_commands_have_examples_too(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_no_command_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """At most 14 commands, in groups; ``--help-all`` has every one."""
     assert main([]) == 0
     text = capsys.readouterr().out
-    assert all(f"\n    {name} " in text for name in COMMANDS)
+    shown = [name for names in GROUPS.values() for name in names]
+    assert re.findall(r"^    (\w\S*) ", text, flags=re.MULTILINE) == shown
+    assert re.findall(r"^(\w+):$", text, flags=re.MULTILINE) == [*GROUPS, "examples"]
+    assert len(shown) <= 14
+    assert main(["--help-all"]) == 0
+    everything = capsys.readouterr().out
+    assert all(f"\n    {name} " in everything for name in COMMANDS)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +164,6 @@ def test_other_mistakes_before_anything_is_loaded(runs: Runs, capsys: pytest.Cap
     assert "'seed' is not an override" in mistake(capsys, "run", file, "seed")
     assert "use 8" in mistake(capsys, "run", file, "prompts_per_step=5", "training.gradient_accumulation_steps=8")
     assert "rloo needs a reward" in mistake(capsys, "run", file, "tasks.sums.reward=null")
-    assert "nothing to evaluate sums on" in mistake(capsys, "run", file, "tasks.0.eval_size=null")
     assert "there is no module 'not_there'" in mistake(capsys, "run", file, "tasks.0.reward=not_there:score")
     (runs.folder / "broken.yaml").write_text("a: [", encoding="utf-8")
     assert "broken.yaml:" in mistake(capsys, "run", "broken.yaml")

@@ -38,7 +38,7 @@ def test_a_file_becomes_typed_values(resolved: Load) -> None:
     )
     assert type(config.training["learning_rate"]) is float
     assert type(config.method.fields["beta"]) is float
-    assert config.evaluation == EvaluationConfig(None, None, 16_384, True)
+    assert config.evaluation == EvaluationConfig(None, None, 16_384, at_start=True)
 
 
 def test_a_mapping_and_a_text_give_the_same(resolved: Load, basic: str) -> None:

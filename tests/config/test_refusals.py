@@ -65,7 +65,7 @@ TWO_SAMPLES = "samples_per_prompt must be at least 2, found 1"
         ("    eval_data: a/b/c\n", ["demo.yaml:7: tasks.0.eval_data: there is no file or folder 'a/b/c'"]),
         # owned by contrl
         ("training:\n  seed: 3\n", ["demo.yaml:8: training.seed: this is not set here"]),
-        ("training:\n  eval_strategy: steps\n", ["demo.yaml:8: training.eval_strategy: this is not set here"]),
+        ("training:\n  eval_on_start: yes\n", ["demo.yaml:8: training.eval_on_start: this is not set here"]),
         ("    output_dir: x\n", ["demo.yaml:7: tasks.0.training.output_dir: this is not set here"]),
         # plugins' own rules
         ("    method: {samples_per_prompt: 1}\n", [f"demo.yaml:7: tasks.0.method: {TWO_SAMPLES}"]),
@@ -223,7 +223,7 @@ def test_a_short_list_of_keys_is_told(resolved: Load) -> None:
         resolved(HEAD + TASK + "evaluation: {examples: 3}\n")
     assert str(caught.value) == (
         "demo.yaml:7: evaluation.examples: unknown key\n"
-        "  known here: max_examples, max_new_tokens, batch_tokens, at_start\n"
+        "  known here: max_examples, max_new_tokens, batch_tokens, reward_model, temperature, at_start\n"
         "  did you mean max_examples?"
     )
 

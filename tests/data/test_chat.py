@@ -6,66 +6,35 @@ import itertools
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from tokenizers import pre_tokenizers
 
 from contrl.data.chat import (
     Encoded,
+    check_end_trained,
+    common_prefix,
     encode_messages,
     encode_pair,
     encode_prompt,
     encode_text,
     is_conversational,
     render,
+    require_end_trained,
 )
+from contrl.data.formats import encode_row
 from contrl.errors import UserError
-from contrl.models.embedded import character_tokenizer
-
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+from contrl.interfaces import Completion, Group
+from tests.data.toys import (
+    AGAIN,
+    ANSWER,
+    CHATML,
+    CHATML_WITH_BLOCKS,
+    LAST_THOUGHT,
+    OPENS_THOUGHT,
+    USER,
+    YES,
+    chat_tokenizer,
+    merging_tokenizer,
 )
-# The same text with the blocks by which transformers marks assistant tokens; ``generation`` renders to nothing.
-CHATML_WITH_BLOCKS = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-# Shows a thought only in the last assistant turn, as some reasoning models' templates do.
-LAST_THOUGHT = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>hm</think>' }}{% endif %}"
-    "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-# Its generation prompt opens a thought that no rendered conversation holds.
-OPENS_THOUGHT = CHATML.replace("assistant\n' }}{% endif %}", "assistant\n<think>' }}{% endif %}")
-
-USER = {"role": "user", "content": "2+2?"}
-ANSWER = {"role": "assistant", "content": "4"}
-AGAIN = {"role": "user", "content": "sure?"}
-YES = {"role": "assistant", "content": "yes"}
-
-
-def chat_tokenizer(template: str | None) -> Any:
-    """Characters, with the two ChatML marks as one special token each."""
-    tokenizer = character_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def merging_tokenizer(**options: Any) -> Any:
-    """A tiny BPE that merges "a"+"b" and "ab"+"c" into one token, so a boundary can vanish inside a token."""
-    vocabulary = {token: i for i, token in enumerate(["<eos>", "<bos>", "a", "b", "c", "d", "ab", "abc"])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [("a", "b"), ("ab", "c")]))
-    tokenizer.decoder = decoders.Fuse()
-    if options.pop("adds_special", False):
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 0)]
-        )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{"eos_token": "<eos>", **options})
 
 
 def text(tokenizer: Any, ids: list[int]) -> str:
@@ -292,3 +261,60 @@ def test_the_merging_tokenizer_merges() -> None:
     assert isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.PreTokenizer | None)
     assert tokenizer.tokenize("dabc") == ["d", "abc"]
     assert tokenizer.tokenize("da") == ["d", "a"]
+
+
+# --- the never-stops bug --------------------------------------------------------------------------------------
+
+
+def group(row: dict[str, Any], tokenizer: Any, *, cut: int | None = None) -> Group:
+    """A supervised row as a group, cut after so many completion tokens."""
+    encoded = encode_row({"id": "r", **row}, tokenizer, assistant_only="messages" in row)
+    ids, trained = encoded.completion_ids[:cut], encoded.trained[:cut]
+    return Group("r", "", encoded.prompt_ids, [Completion(ids, trained, ended=cut is None)], row)
+
+
+def test_answers_that_end_with_their_end_token_raise_no_doubt() -> None:
+    tokenizer = chat_tokenizer(CHATML)
+    rows = [{"messages": [USER, ANSWER, AGAIN, YES]}, {"prompt": "1+2=", "completion": "3"}, {"text": "abc"}]
+    groups = [group(row, tokenizer) for row in rows]
+    assert check_end_trained(groups, tokenizer) == ""
+    require_end_trained(groups, tokenizer)
+    # A cut answer has no end to train; an online method's group has no answer yet.
+    assert check_end_trained([group(rows[0], tokenizer, cut=5), Group("p", "", [1], [])], tokenizer) == ""
+
+
+def test_a_last_turn_that_is_not_trained_is_told() -> None:
+    tokenizer = chat_tokenizer(CHATML)
+    groups = [group({"messages": turns}, tokenizer) for turns in ([USER, ANSWER], [USER, ANSWER, AGAIN])]
+    warning = check_end_trained(groups, tokenizer)
+    assert warning.startswith("1 of 2 answers do not end with a trained end token")
+    require_end_trained(groups, tokenizer)
+
+
+def test_an_end_token_outside_the_mask_is_told() -> None:
+    """The bug itself: the answer is trained, its end-of-turn token is not."""
+    tokenizer = chat_tokenizer(CHATML)
+    ids = tokenizer("4<|im_end|>\n").input_ids
+    masked = Group("m", "", [1], [Completion(ids, [True, False, False])], {"messages": [USER, ANSWER]})
+    assert check_end_trained([masked], tokenizer)
+    with pytest.raises(UserError, match="none of 1 answers ends with a trained end token"):
+        require_end_trained([masked], tokenizer)
+
+
+def test_a_template_without_an_end_token_is_refused() -> None:
+    tokenizer = chat_tokenizer("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}")
+    groups = [group({"messages": [USER, ANSWER]}, tokenizer)]
+    with pytest.raises(UserError, match="never learn to stop"):
+        require_end_trained(groups, tokenizer)
+    # Plain text is not refused: some data sets are continued text without end.
+    require_end_trained([Group("t", "", [1], [Completion([2, 3])], {"text": "ab"})], tokenizer)
+
+
+def test_a_pad_token_that_is_the_end_token_masks_nothing() -> None:
+    tokenizer = chat_tokenizer(CHATML)
+    tokenizer.pad_token = "<|im_end|>"
+    assert check_end_trained([group({"messages": [USER, ANSWER]}, tokenizer)], tokenizer) == ""
+
+
+def test_common_prefixes() -> None:
+    assert [common_prefix(a, b) for a, b in (("abc", "abd"), ([1], [1, 2]), ("", "a"), ([2], [1]))] == [2, 1, 0, 0]

@@ -10,7 +10,8 @@ import torch
 from toys import CPU, build, ragged_batch, ragged_groups, with_lora
 
 from contrl.engine.batching import to_batch
-from contrl.engine.forward import LayoutCheck, Routing, choose_layout, no_dropout, probe, routed, run, score_batch
+from contrl.engine.forward import Routing, no_dropout, routed, run, score_batch
+from contrl.engine.layout_check import LayoutCheck, choose_layout, probe
 from contrl.engine.lm_head import LMHead
 from contrl.interfaces import Completion, Group
 
@@ -72,7 +73,7 @@ def test_entropy_is_returned_when_asked_for() -> None:
     model, batch = build("llama"), ragged_batch()
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    with routed(model, Routing("shared", 0.7, entropy=True)):
+    with routed(model, Routing("shared", 0.7, needs=frozenset({"entropy"}))):
         out = run(model, batch)
     assert out.entropy is not None
     torch.testing.assert_close(out.entropy, torch.log(torch.tensor(61.0)) * batch.mask)
@@ -181,9 +182,10 @@ def test_the_probe_is_small_and_ragged() -> None:
     assert [(len(g.prompt_ids), [len(c.ids) for c in g.completions]) for g in probe(alone)] == [
         (1, [2, 2]),
         (2, [2, 2]),
+        (3, [2, 2]),
     ]
     single = [Group("a", "t", [5], [Completion([6])]), Group("b", "t", [5], [Completion([6])])]
-    assert probe(single) == single[:1]
+    assert [(len(g.prompt_ids), len(g.completions[0].ids)) for g in probe(single)] == [(1, 2), (2, 2), (8, 2)]
 
 
 def test_reasons_name_the_obstacle() -> None:

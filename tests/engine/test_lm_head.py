@@ -16,7 +16,8 @@ from toys import CPU, build, gradients, ragged_batch
 
 from contrl.engine import lm_head
 from contrl.engine.batching import to_batch
-from contrl.engine.forward import Routing, check_head, score_batch
+from contrl.engine.forward import Routing, score_batch
+from contrl.engine.layout_check import check_head
 from contrl.engine.lm_head import LMHead
 from contrl.errors import UserError
 from contrl.interfaces import Completion, Group
@@ -76,12 +77,11 @@ def test_head_equals_dense_log_softmax(
     in_chunks_of(rows, VOCABULARY, monkeypatch)
     hidden, ids = hidden_and_ids(VOCABULARY)
     upstream = torch.linspace(-1, 1, TOKENS) / TOKENS
-    logps, entropy = LMHead(model).score(hidden, ids, temperature, entropy=True)
+    logps, entropy = LMHead(model).score(hidden, ids, temperature, extras=["entropy"])
     wanted_logps, wanted_entropy = dense(FORMULAS[name](model, hidden), ids, temperature)
     torch.testing.assert_close(logps, wanted_logps, rtol=0, atol=1e-5)
-    assert entropy is not None
-    torch.testing.assert_close(entropy, wanted_entropy, rtol=0, atol=1e-5)
-    assert not entropy.requires_grad
+    torch.testing.assert_close(entropy["entropy"], wanted_entropy, rtol=0, atol=1e-5)
+    assert not entropy["entropy"].requires_grad
     leaves = [hidden, *model.lm_head.parameters()]
     got = torch.autograd.grad((logps * upstream).sum(), leaves)
     wanted = torch.autograd.grad((wanted_logps * upstream).sum(), leaves)
@@ -158,7 +158,7 @@ def test_nothing_labelled_is_nothing_with_a_finite_gradient() -> None:
     groups = [Group("a", "t", [3, 4], [Completion([5, 6], trained=[False, False]), Completion([7], trained=[False])])]
     for layout in ("shared", "plain"):
         batch = to_batch(groups, CPU)
-        out = score_batch(model, LMHead(model), batch, Routing(layout, entropy=True))
+        out = score_batch(model, LMHead(model), batch, Routing(layout, needs=frozenset({"entropy"})))
         assert out["logps"].shape == (2, 2)
         assert not out["logps"].any()
         assert not out["entropy"].any()
@@ -189,7 +189,7 @@ def test_logits_of_all_tokens_never_exist(monkeypatch: pytest.MonkeyPatch) -> No
     ids = torch.randint(0, vocabulary, (tokens,))
     in_chunks_of(rows, vocabulary, monkeypatch)
     with Largest() as seen:
-        LMHead(model).score(hidden, ids, 0.7, entropy=True)[0].mean().backward()
+        LMHead(model).score(hidden, ids, 0.7, extras=["entropy"])[0].mean().backward()
     assert HIDDEN * vocabulary < rows * vocabulary  # the head's own gradient is not what is measured
     assert seen.numel == rows * vocabulary
     with Largest() as seen:
@@ -229,7 +229,9 @@ def test_a_whole_forward_holds_no_more_than_a_chunk(monkeypatch: pytest.MonkeyPa
     assert HIDDEN < rows < int(batch.mask.sum()) == 120
     for layout in ("shared", "plain"):
         with Largest() as seen:
-            score_batch(model, LMHead(model), batch, Routing(layout, entropy=True))["logps"].sum().backward()
+            score_batch(model, LMHead(model), batch, Routing(layout, needs=frozenset({"entropy"})))[
+                "logps"
+            ].sum().backward()
         assert seen.numel == rows * vocabulary
 
 

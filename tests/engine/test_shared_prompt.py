@@ -16,9 +16,10 @@ from toys import CPU, build, gradients, ragged_batch, ragged_groups, with_lora
 
 from contrl.engine import shared_prompt
 from contrl.engine.batching import to_batch
-from contrl.engine.forward import Routing, choose_layout, score_batch
+from contrl.engine.forward import Routing, score_batch
+from contrl.engine.layout_check import choose_layout
 from contrl.engine.lm_head import LMHead
-from contrl.engine.shared_prompt import completion_hidden, layout_for, obstacle
+from contrl.engine.shared_prompt import hidden_states, layout_for, obstacle
 from contrl.interfaces import Batch, Completion, Group
 
 ARCHITECTURES = ["llama", "llama-tied", "qwen2", "gpt2", "gpt-neox", "opt", "mistral", "gemma2", "gemma3", "bloom"]
@@ -93,8 +94,8 @@ def test_masked_positions_before_a_row_change_nothing() -> None:
     """``shift`` is what rounding is measured with; in float32 it must not matter."""
     for name in ("llama", "gpt2", "mistral", "opt"):
         model, batch = build(name), ragged_batch()
-        alone = completion_hidden(model, batch, "plain")
-        torch.testing.assert_close(completion_hidden(model, batch, "plain", shift=5), alone, rtol=1e-5, atol=1e-5)
+        alone = hidden_states(model, batch, "plain").trained
+        torch.testing.assert_close(hidden_states(model, batch, "plain", shift=5).trained, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_position_ids_are_what_makes_learned_positions_right(monkeypatch: pytest.MonkeyPatch) -> None:

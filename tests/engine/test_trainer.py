@@ -26,6 +26,7 @@ from toys import (
     with_lora,
 )
 
+from contrl.engine.reference_scores import ReferenceScores
 from contrl.engine.trainer import Engine
 from contrl.errors import GuardStop
 from contrl.interfaces import Batch, Context, Group, LossOutput, Outputs, Strategy
@@ -301,14 +302,21 @@ class Compared(SFT):
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-def test_the_reference_is_the_start_of_the_stage_and_stays_there(adapter: bool, tmp_path: Path) -> None:
-    """Step 1 compares equal weights; step 3 is away from them by what an engine without reference moves as well."""
+@pytest.mark.parametrize("live", [False, True])
+def test_the_reference_is_the_start_of_the_stage_and_stays_there(adapter: bool, live: bool, tmp_path: Path) -> None:
+    """Step 1 compares equal weights; step 3 is away from them by what an engine without reference moves as well.
+
+    From the table filled before the first step or from a frozen copy: the same.
+    """
     Compared.distances.clear()
     model = with_lora(policy()) if adapter else policy()
-    made = setup("sft", num_steps=3, training={"learning_rate": 1e-2, "optim": "adamw_torch"})
+    # Three steps of 4 of the 21 rows are less than an epoch, for which a table is not worth filling.
+    training = {"learning_rate": 1e-2, "optim": "adamw_torch"}
+    made = setup("sft", num_steps=3, prompts_per_step=4 if live else 8, training=training)
     engine = make_engine(model, tmp_path, dataclasses.replace(made, method=Compared()))
-    engine.work.reference = Reference(model, "previous")
+    engine.work.reference = ReferenceScores(lambda: Reference(model, "previous"), is_policy=True)
     engine.fit()
+    assert (engine.work.reference.live is None) is not live
     first, _, third = Compared.distances
     assert first < 1e-5
     assert third > 0.05

@@ -12,13 +12,29 @@ import pytest
 import torch
 
 from contrl.engine.online import completion_metrics
-from contrl.interfaces import Batch, Completion, Group, Outputs
+from contrl.interfaces import Batch, Completion, Group, Method, Outputs
+from contrl.methods.cpo import CPO
+from contrl.methods.dpo import DPO, LOSS_TYPES
+from contrl.methods.kto import KTO
+from contrl.methods.orpo import ORPO
+from contrl.methods.reward_model import RewardModel
 from contrl.methods.rloo import RLOO
 from contrl.methods.sft import SFT
 from contrl.strategies.naive import Naive
 from contrl.strategies.replay import Replay
 
 DOCS = Path(__file__).parents[2] / "docs"
+METHODS: dict[str, Method] = {
+    "sft": SFT(),
+    "reward": RewardModel(),
+    "dpo": DPO(),
+    "kto": KTO(),
+    "cpo": CPO(),
+    "orpo": ORPO(),
+    "rloo": RLOO(),
+}
+PAIRS = [("dpo", 10), ("cpo", 9), ("orpo", 11), ("reward", 5)]
+"""The methods on pairs with the number of metrics each logs."""
 
 
 def tabled(page: str) -> set[str]:
@@ -41,23 +57,41 @@ def defaults(page: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("page", "plugin"),
-    [("methods/sft.md", SFT()), ("methods/rloo.md", RLOO()), ("strategies/replay.md", Replay())],
+    [*((f"methods/{name}.md", method) for name, method in METHODS.items()), ("strategies/replay.md", Replay())],
 )
 def test_every_field_stands_on_its_page_with_its_default(page: str, plugin: Any) -> None:
     written = defaults(page)
-    words = {None: "all", False: "false", True: "true"}
+    words: dict[Any, str] = {None: "all" if isinstance(plugin, Replay) else "null", False: "false", True: "true"}
     for field in dataclasses.fields(plugin):
         if field.init:
             value = getattr(plugin, field.name)
-            wanted = (
-                str(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else words[value]
-            )
+            if isinstance(value, tuple):
+                wanted = ", ".join(value)
+            elif isinstance(value, int | float | str) and not isinstance(value, bool):
+                wanted = str(value)
+            else:
+                wanted = words[value]
             assert written[field.name] == wanted
 
 
-def test_every_metric_of_sft_is_explained(make_batch: Callable[..., Batch]) -> None:
-    out = SFT().loss(Outputs(torch.zeros(1, 1), torch.zeros(1, 1)), make_batch([[1]]))
-    assert set(out.metrics) <= tabled("methods/sft.md")
+@pytest.mark.parametrize(
+    ("name", "completions", "number"), [("sft", 1, 3), ("kto", 1, 9), *((n, 2, m) for n, m in PAIRS)]
+)
+def test_every_metric_is_explained(name: str, completions: int, number: int, make_batch: Callable[..., Batch]) -> None:
+    """With everything a forward may return, so that nothing that is logged goes missing."""
+    batch, zeros = make_batch([[1]] * completions), torch.zeros(completions, 1)
+    batch.reference_logps = zeros
+    out = Outputs(zeros, zeros, zeros, zeros, zeros, torch.zeros(1), torch.zeros(completions))
+    for needed, table in (("entropy", "entropy"), ("correct", "correct"), ("mean_logits", "mean_logits")):
+        if needed not in METHODS[name].needs:
+            setattr(out, table, None)
+    logged = METHODS[name].loss(out, batch).metrics
+    assert len(logged) == number
+    assert set(logged) <= tabled(f"methods/{name}.md")
+
+
+def test_every_loss_type_of_dpo_is_explained() -> None:
+    assert set(LOSS_TYPES) <= tabled("methods/dpo.md")
 
 
 def test_every_metric_of_rloo_is_explained(make_batch: Callable[..., Batch]) -> None:
@@ -68,9 +102,9 @@ def test_every_metric_of_rloo_is_explained(make_batch: Callable[..., Batch]) -> 
     assert logged <= tabled("methods/rloo.md")
 
 
-@pytest.mark.parametrize("page", ["methods/sft.md", "methods/rloo.md"])
-def test_what_the_engine_adds_is_explained(page: str) -> None:
-    assert {"loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "seconds"} <= tabled(page)
+@pytest.mark.parametrize("name", METHODS)
+def test_what_the_engine_adds_is_explained(name: str) -> None:
+    assert {"loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "seconds"} <= tabled(f"methods/{name}.md")
 
 
 @pytest.mark.parametrize("name", [Naive.name, Replay.name])

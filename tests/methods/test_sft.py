@@ -73,13 +73,15 @@ def test_sums_weights_and_metrics_by_hand(make_batch: Callable[..., Batch]) -> N
     """Row 0: -(-1 - 2) * 1; row 1: -(-4) * .5; logs are means over the three trained tokens, unweighted."""
     batch = make_batch([[1, 1], [1, 0]], weights=[1.0, 0.5])
     logps, entropy = torch.tensor([[-1.0, -2.0], [-4.0, 0.0]]), torch.tensor([[0.5, 1.0], [3.0, 0.0]])
-    out = SFT().loss(Outputs(logps, entropy), batch)
+    out = SFT().loss(Outputs(logps, entropy, torch.tensor([[1.0, 0.0], [1.0, 0.0]])), batch)
     assert {name: value.item() for name, value in out.sums.items()} == {"nll": 5.0}
     assert {name: (float(a), float(b)) for name, (a, b) in out.metrics.items()} == {
         "entropy": (4.5, 3.0),
         "logps/mean": (-7.0, 3.0),
+        "mean_token_accuracy": (2.0, 3.0),
     }
-    assert "entropy" not in SFT().loss(Outputs(logps), batch).metrics
+    assert SFT().loss(Outputs(logps), batch).metrics.keys() == {"logps/mean"}
+    assert SFT.needs == {"policy_logps", "entropy", "correct"}
 
 
 def test_dft_is_half_the_loss_when_two_tokens_are_equally_likely(make_batch: Callable[..., Batch]) -> None:
@@ -161,6 +163,32 @@ def test_assistant_only_trains_what_assistant_turns_added(tokenizer: Any) -> Non
     assert completion.num_trained() == 6
     everything = SFT().prepare({"id": 0, "messages": messages}, tokenizer).completions[0]
     assert everything.trained == [True] * len(everything.ids)
+
+
+def test_trls_name_for_assistant_only_means_the_same(tokenizer: Any) -> None:
+    messages = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    row = {"id": 0, "messages": messages}
+    ours, theirs = (SFT(**{name: True}).prepare(row, tokenizer) for name in ("assistant_only", "assistant_only_loss"))
+    assert ours == theirs
+    assert ours.completions[0].num_trained() == 2
+
+
+def test_the_prompt_is_trained_when_told_to(tokenizer: Any) -> None:
+    """1+2= and 3 and the end: all but the first token are predicted."""
+    row = {"id": 0, "prompt": "1+2=", "completion": "3"}
+    group = SFT(completion_only_loss=False).prepare(row, tokenizer)
+    assert tokenizer.decode(group.prompt_ids) == "1"
+    assert group.completions[0].num_trained() == 5
+    with pytest.raises(UserError, match="completion"):
+        SFT(completion_only_loss=True).prepare({"id": 0, "text": "abc"}, tokenizer)
+
+
+def test_of_a_pair_the_chosen_answer_is_learnt(tokenizer: Any) -> None:
+    pair = {"id": 0, "prompt": "1+2=", "chosen": "3", "rejected": "4"}
+    plain = {"id": 1, "prompt": "1+2=", "completion": "5"}
+    rows = SFT().rows([pair, plain], lambda text: None)
+    found = [tokenizer.decode(SFT().prepare(row, tokenizer).completions[0].ids[:-1]) for row in rows]
+    assert found == ["3", "5"]
 
 
 # --- hyperparameters --------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from contrl.config import ModelConfig
 from contrl.errors import ENVIRONMENT, EnvironmentFault, UserError
 from contrl.models.adapters import add_lora
 from contrl.models.embedded import character_tokenizer, tiny
-from contrl.models.load import count_parameters, end_tokens, load_policy, load_weights, weights_folder
+from contrl.models.load import count_parameters, end_tokens, load_policy, load_weights
 
 Make = Callable[..., Any]
 LORA = ModelConfig("tiny", use_peft=True, lora_r=4, lora_dropout=0.0, lora_target_modules=("q_proj", "v_proj"))
@@ -46,67 +46,6 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
     mine, theirs = a.state_dict(), b.state_dict()
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
-
-
-# --- which folder -------------------------------------------------------------------------------------------
-
-
-def test_a_model_or_adapter_folder_is_itself(tmp_path: Path) -> None:
-    assert weights_folder(str(model_folder(tmp_path / "m"))) == tmp_path / "m"
-    assert weights_folder(str(adapter_folder(tmp_path / "a"))) == tmp_path / "a"
-
-
-def test_a_finished_run_is_itself_or_its_final(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    model_folder(run / "stages" / "1-a" / "final")
-    final = model_folder(run / "final")
-    assert weights_folder(str(run)) == final
-    (run / "config.json").write_text("{}", encoding="utf-8")
-    assert weights_folder(str(run)) == run
-
-
-def test_stages_and_checkpoints_are_ordered_by_number_and_not_by_text(tmp_path: Path) -> None:
-    """10 comes after 9."""
-    run = tmp_path / "run"
-    for stage in (1, 2, 9, 10):
-        model_folder(run / "stages" / f"{stage}-a" / "final")
-    assert weights_folder(str(run)) == run / "stages" / "10-a" / "final"
-    stage = tmp_path / "stage"
-    for step in (5, 90, 100):
-        model_folder(stage / f"checkpoint-{step}")
-    assert weights_folder(str(stage)) == stage / "checkpoint-100"
-
-
-def test_an_interrupted_run_is_its_newest_checkpoint(tmp_path: Path) -> None:
-    """Stage 2 was under way: its checkpoint is newer than the end of stage 1, and adapters count as weights."""
-    run = tmp_path / "run"
-    model_folder(run / "base")
-    model_folder(run / "stages" / "1-a" / "final")
-    model_folder(run / "stages" / "1-a" / "checkpoint-80")
-    newest = adapter_folder(run / "stages" / "2-b" / "checkpoint-20")
-    assert weights_folder(str(run)) == newest
-    assert weights_folder(str(run / "stages" / "1-a")) == run / "stages" / "1-a" / "final"
-
-
-def test_half_written_and_foreign_folders_are_not_weights(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    model_folder(run / "stages" / "1-a" / "final")
-    model_folder(run / "stages" / "1-a" / ".saving-checkpoint-9")
-    model_folder(run / "stages" / "1-a" / "checkpoint-best")
-    (run / "stages" / ".DS_Store").write_text("", encoding="utf-8")
-    (run / "stages" / "notes").mkdir()
-    assert weights_folder(str(run)) == run / "stages" / "1-a" / "final"
-
-
-def test_a_folder_without_weights_says_what_to_name(tmp_path: Path) -> None:
-    model_folder(tmp_path / "run" / "base")
-    with pytest.raises(UserError, match="holds no model\n  name a model, run, stage or checkpoint folder"):
-        weights_folder(str(tmp_path / "run"))
-
-
-def test_what_is_no_folder_is_left_to_others(tmp_path: Path) -> None:
-    assert weights_folder(str(tmp_path / "missing")) is None
-    assert weights_folder("tiny") is None
 
 
 # --- names ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -19,7 +20,15 @@ EVERY = 30.0
 """Seconds between two lines where there is no terminal."""
 
 ONLINE = {"reward": "reward", "frac_reward_zero_std": "no signal", "completions/mean_length": "length"}
-OFFLINE = {"loss": "loss"}
+OFFLINE = {
+    "loss": "loss",
+    "mean_token_accuracy": "token accuracy",
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "margin",
+    "accuracy": "accuracy",
+    "margin": "margin",
+    "eval_loss": "eval loss",
+}
 """Logged name -> how it is called here. The loss of an online method is near zero by construction and says nothing."""
 
 
@@ -30,6 +39,8 @@ def is_terminal() -> bool:
 
 def quiet_libraries() -> None:
     """The bars and chatter of the libraries below; warnings of contrl itself are printed by ``say``."""
+    # bitsandbytes tells at import which of its kernels it cannot find, wanted or not.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for library in ("torch", "transformers", "accelerate", "peft", "datasets"):
@@ -108,6 +119,8 @@ class ProgressLine(TrainerCallback):
 def shown(numbers: Mapping[str, float]) -> str:
     """The few logged numbers that a person follows; ``no signal`` is the share of groups with equal rewards."""
     names = {**(ONLINE if "reward" in numbers else OFFLINE), "entropy": "entropy"}
+    if "rewards/margins" in numbers:
+        names = {name: short for name, short in names.items() if name not in ("mean_token_accuracy", "entropy")}
     parts = [(short, numbers[name]) for name, short in names.items() if name in numbers]
     return "  ".join(f"{short} {f'{value:.0%}' if short == 'no signal' else f'{value:.3g}'}" for short, value in parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -28,7 +29,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted path and value, as in contrl run")
     parser.add_argument("--method", choices=("rloo", "sft"), default="rloo", help="how to learn (default: %(default)s)")
     parser.add_argument(
-        "--strategies", default="naive", metavar="NAME[,NAME]", help="how not to forget: naive, replay (%(default)s)"
+        "--strategies",
+        nargs="+",
+        default=["naive"],
+        metavar="NAME",
+        help='how not to forget: naive, replay, or with fields: "replay(share=0.25)" (naive)',
     )
     parser.add_argument("--rounds", type=int, default=1, help="how often the sequence is gone through (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of sampling, data order and replay (%(default)s)")
@@ -51,21 +56,28 @@ def command(options: argparse.Namespace) -> int:
         return 0
     from contrl.cli.run import execute, is_first_process
 
+    options.strategies, later = _strategies(options.strategies)
     folder = options.output_dir or "-".join(["runs/demo", *_differences(options)])
     overrides = [f"output_dir={folder}", f"seed={options.seed}", f"rounds={options.rounds}"]
-    overrides.append(f"strategies=[{options.strategies}]")
+    overrides.append(f"strategies={options.strategies}")
     if options.method == "sft":
         overrides.append("method=sft")
-    execute(config_file(), [*overrides, *options.overrides], options, source="demo.yaml")
+    execute(config_file(), [*overrides, *options.overrides, *later], options, source="demo.yaml")
     if not options.dry_run and options.strategies == "naive" and is_first_process():
         seed = f" --seed {options.seed}" if options.seed else ""
         print(f"next:   contrl demo --strategies replay{seed}")
     return 0
 
 
+def _strategies(words: list[str]) -> tuple[str, list[str]]:
+    """The strategies with commas between, and the overrides that stand behind them: ``--strategies replay seed=1``."""
+    overrides = [word for word in words if re.match(r"[\w.]+=", word)]
+    return ",".join(word for word in words if word not in overrides), overrides
+
+
 def _differences(options: argparse.Namespace) -> list[str]:
     """What of the command differs from the defaults, as parts of a folder's name."""
     parts = [] if options.method == "rloo" else [options.method]
-    parts += [] if options.strategies == "naive" else [options.strategies.replace(",", "-")]
+    parts += [] if options.strategies == "naive" else [re.sub(r"[^\w.]+", "-", options.strategies).strip("-")]
     parts += [] if options.rounds == 1 else [f"{options.rounds}rounds"]
     return parts + ([] if options.seed == 0 else [f"seed{options.seed}"])

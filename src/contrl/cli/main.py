@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from contrl import __version__
 from contrl.errors import BUG, INTERRUPTED, Interrupted, UserError
@@ -19,16 +20,37 @@ COMMANDS = {
     "demo": "learn and forget Countdown in minutes, on any machine",
     "run": "run an experiment from a YAML file",
     "resume": "continue a run that was stopped",
+    "sft": "supervised fine-tuning",
+    "reward": "train a reward model from pairs",
+    "dpo": "direct preference optimisation",
+    "kto": "from single answers marked good or bad",
+    "cpo": "contrastive preference optimisation, SimPO, AlphaPO",
+    "orpo": "odds-ratio preference optimisation",
     "data": "make data sets",
+    "datasets": "list the named data sets",
+    "preview": "show rows as the model will see them",
     "report": "build the page of a run and print its table",
+    "chat": "talk to a model",
+    "merge": "add an adapter to its base and write the whole model",
 }
 
+GROUPS = {
+    "start": ("demo", "run", "resume"),
+    "train": ("sft", "reward", "dpo", "kto", "cpo", "orpo"),
+    "data": ("datasets", "preview"),
+    "look": ("report", "chat", "merge"),
+}
+"""What ``contrl --help`` shows, at most 14; ``--help-all`` lists the rest of COMMANDS too."""
+TRAINING = GROUPS["train"]
+"""Commands with Hugging Face's flags, which one module reads."""
+
 DESCRIPTION = "Post-training of language models on a sequence of tasks: what was learnt, and what was forgotten."
-EPILOG = """examples:
+EXAMPLES = """examples:
   contrl demo                                  learn four tasks in order, see the first ones forgotten
   contrl demo --strategies replay              the same with a cure
+  contrl sft --model_name_or_path tiny --dataset_name my.jsonl
+  contrl dpo --model_name_or_path gpt2 --dataset_name tasks.json --strategies replay
   contrl run my.yaml training.learning_rate=1e-5
-  contrl resume runs/demo
   contrl report runs/demo
 
 Each command has its own examples: contrl COMMAND --help
@@ -37,9 +59,15 @@ Each command has its own examples: contrl COMMAND --help
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (see ``contrl.errors``)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _dispatch(arguments), debug="--debug" in arguments)
+
+
+def guarded(action: Callable[[], int | None], *, debug: bool = False) -> int:
+    """The exit code of an action; what a user can mend is told in words, unless ``debug`` keeps the traceback."""
     try:
         try:
-            return _run(list(sys.argv[1:] if argv is None else argv))
+            return _told(action, debug)
         finally:
             # What a pipe did not take must show here; at exit Python would complain about it in its own words.
             sys.stdout.flush()
@@ -49,15 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BUG
 
 
-def _run(arguments: list[str]) -> int:
-    options = parse(arguments)
-    if options.command is None:
-        build_parser(arguments)[0].print_help()
-        return 0
+def _told(action: Callable[[], int | None], debug: bool) -> int:
+    # It warns, once imported, of kernels that nobody asked for; a user of contrl can do nothing about them.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
-        return int(options.action(options) or 0)
+        return int(action() or 0)
     except UserError as error:
-        if options.debug:
+        if debug:
             raise
         # Every process of a run meets the same error; one of each machine tells it.
         if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -66,6 +92,46 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _dispatch(arguments: list[str]) -> int | None:
+    """Find the command and carry it out."""
+    if arguments and arguments[0] in TRAINING:
+        from contrl.cli.training.command import run
+
+        return run(arguments[0], arguments[1:])
+    options = parse(arguments)
+    if options.command is None:
+        print(overview(everything=options.help_all))
+        return 0
+    result: int | None = options.action(options)
+    return result
+
+
+def overview(*, everything: bool = False) -> str:
+    """The help of ``contrl`` itself.
+
+    Args:
+        everything: the commands outside of GROUPS, too.
+    """
+    shown = {name for names in GROUPS.values() for name in names}
+    groups = {**GROUPS, "more": tuple(name for name in COMMANDS if name not in shown)}
+    lines = ["usage: contrl [--help] [--help-all] [--version] COMMAND ...", "", DESCRIPTION]
+    for title, names in groups.items():
+        known = [name for name in names if name in COMMANDS]
+        if known and (everything or title in GROUPS):
+            lines += ["", f"{title}:", *(f"    {name:9} {COMMANDS[name]}" for name in known)]
+    if groups["more"] and not everything:
+        lines += ["", f"contrl --help-all also shows {', '.join(groups['more'])}."]
+    return "\n".join([*lines, "", EXAMPLES.rstrip()])
+
+
+class _Parser(argparse.ArgumentParser):
+    """The parser of ``contrl`` itself, whose help has groups."""
+
+    def format_help(self) -> str:
+        """The overview."""
+        return overview() + "\n"
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -86,18 +152,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def build_parser(arguments: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser | None]:
     """The parser and that of the command in ``arguments``; only that command's module is imported."""
-    parser = argparse.ArgumentParser(
-        prog="contrl",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _Parser(prog="contrl", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"contrl {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    parser.add_argument("--help-all", action="store_true")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=argparse.ArgumentParser)
     chosen = None
     for name, help_text in COMMANDS.items():
-        module = importlib.import_module(f"contrl.cli.{name}") if name in arguments[:1] else None
+        chosen_here = name in arguments[:1] and name not in TRAINING
+        module = importlib.import_module(f"contrl.cli.{name}") if chosen_here else None
         command = commands.add_parser(
             name,
             help=help_text,

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from contrl.config import Resolved
 
 DESCRIPTION = """Run an experiment described in a YAML file: model, method, strategies, tasks.
 
@@ -64,14 +70,28 @@ def execute(file: Path, overrides: list[str], options: argparse.Namespace, sourc
     from contrl.experiment import find
 
     resolved = load(file, [*overrides, *_flags(options)], resolve=find, source=source)
-    # Only now, because these load everything: a mistake in the file is told before that.
+    run_resolved(resolved, overwrite=options.overwrite_output_dir, dry_run=options.dry_run)
+
+
+def run_resolved(
+    resolved: Resolved, *, overwrite: bool = False, dry_run: bool = False, command: Sequence[str] = ()
+) -> None:
+    """Run a checked configuration and print its results; what every command that trains ends in.
+
+    Args:
+        resolved: the configuration.
+        overwrite: delete a different run in its folder first.
+        dry_run: only tell what would be done.
+        command: for the manifest; the process's own command line when empty.
+    """
+    # Only now, because these load everything: a mistake in the configuration is told before that.
     from contrl.cli.console import quiet_libraries, run_options
     from contrl.launch import start
 
     quiet_libraries()
-    settings = run_options(overwrite=options.overwrite_output_dir, dry_run=options.dry_run)
-    folder = start(resolved, settings)
-    if not options.dry_run and is_first_process():
+    options = run_options(overwrite=overwrite, dry_run=dry_run)
+    folder = start(resolved, replace(options, command=list(command) or options.command))
+    if not dry_run and is_first_process():
         show_results(folder)
 
 

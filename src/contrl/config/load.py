@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contrl.config import tree
+from contrl.config.calls import read_call, split_words
 from contrl.config.schema import RunConfig, TaskConfig
 from contrl.config.sections import Resolve, Sections
 from contrl.config.show import digest, flatten, to_plain
@@ -134,12 +135,12 @@ def _expand(root: Fields, errors: list[Finding]) -> None:
         _name(base, "method", "name")
     strategies = root.entries.get("strategies")
     if isinstance(strategies, Scalar) and not strategies.is_null:
-        words = [word.strip() for word in strategies.text.split(",")]
-        strategies = Items(strategies.place, [Scalar(strategies.place, word) for word in words if word])
+        words = split_words(strategies.text)
+        strategies = Items(strategies.place, [Scalar(strategies.place, word) for word in words])
     elif isinstance(strategies, Fields):
         strategies = Items(strategies.place, [strategies])
     if isinstance(strategies, Items):
-        strategies.items = [_named(item, "name") for item in strategies.items]
+        strategies.items = [_called(item, errors) for item in strategies.items]
         root.entries["strategies"] = strategies
     tasks = root.entries.get("tasks")
     for index, task in enumerate(tasks.items if isinstance(tasks, Items) else ()):
@@ -150,6 +151,17 @@ def _expand(root: Fields, errors: list[Finding]) -> None:
 def _name(section: Fields, key: str, inner: str) -> None:
     if key in section.entries:
         section.entries[key] = _named(section.entries[key], inner)
+
+
+def _called(node: Node, errors: list[Finding]) -> Node:
+    """``replay`` and ``ewc(coef=10)`` as sections."""
+    if not isinstance(node, Scalar) or node.is_null:
+        return node
+    try:
+        return read_call(node)
+    except UserError as error:
+        errors.append((node.place, error))
+        return Fields(node.place, {"name": Scalar(node.place, "naive")})
 
 
 def _named(node: Node, key: str) -> Node:

@@ -7,7 +7,7 @@ transformers.TrainingArguments are not repeated here: they stand in ``training``
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from contrl.config.walk import Mark
@@ -70,9 +70,32 @@ class ModelConfig:
     )
     lora_dropout: float = field(default=0.05, metadata=about("dropout before the adapter", at_least=0, below=1))
     lora_target_modules: tuple[str, ...] | None = field(
-        default=None, metadata=about("names of the layers that get an adapter; null takes peft's choice for the model")
+        default=None,
+        metadata=about("names of the layers that get an adapter, or all-linear; null takes peft's choice"),
     )
+    lora_modules_to_save: tuple[str, ...] | None = field(
+        default=None, metadata=about("names of layers trained whole and saved with the adapter")
+    )
+    lora_task_type: Literal["CAUSAL_LM", "SEQ_CLS"] | None = field(
+        default=None, metadata=about("kind of model the adapter is for; null takes the one the method trains")
+    )
+    use_rslora: bool = field(
+        default=False, metadata=about("the adapter's output is times alpha / sqrt(r) and not alpha / r")
+    )
+    use_dora: bool = field(default=False, metadata=about("train the length of each weight's columns apart (DoRA)"))
+    load_in_4bit: bool = field(
+        default=False, metadata=about("4-bit frozen weights under a LoRA adapter (QLoRA); needs the extra quant")
+    )
+    load_in_8bit: bool = field(
+        default=False, metadata=about("8-bit frozen weights under a LoRA adapter; needs the extra quant")
+    )
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = field(default="nf4", metadata=about("the sixteen values of 4 bits"))
+    use_bnb_nested_quant: bool = field(default=False, metadata=about("quantise the 4-bit blocks' scales as well"))
     trust_remote_code: bool = field(default=False, metadata=about("run Python code that comes with the model"))
+
+    def bare(self) -> ModelConfig:
+        """The same model without adapter and without quantisation: what an adapter is put on."""
+        return replace(self, use_peft=False, load_in_4bit=False, load_in_8bit=False)
 
 
 @dataclass(frozen=True)
@@ -115,6 +138,13 @@ class EvaluationConfig:
         default=None, metadata=about("length limit of an answer; null takes the method's", at_least=1)
     )
     batch_tokens: int = field(default=16_384, metadata=about("tokens that are run at once", at_least=1))
+    reward_model: str | None = field(
+        default=None,
+        metadata=about("judge answers by a classifier: a hub id, or a folder P (P/<i> or P_<i> of task i first)"),
+    )
+    temperature: float = field(
+        default=0.0, metadata=about("of answers that are judged; 0 takes the likeliest token", at_least=0)
+    )
     at_start: bool = field(default=True, metadata=about("judge the untrained model too: row 0 of the results"))
 
 
@@ -148,6 +178,9 @@ class RunConfig:
     )
     tokens_per_pass: int = field(
         default=16_384, metadata=about("padded tokens of one forward and backward; only speed and memory", at_least=1)
+    )
+    max_bad_rows: int = field(
+        default=0, metadata=about("rows that may be unusable and left out before the run refuses to start", at_least=0)
     )
     training: Training = field(
         default_factory=dict, metadata=about("arguments of transformers.TrainingArguments under their own names")

@@ -31,9 +31,6 @@ OWNED: dict[str, str] = {
     "do_train": "a run always trains",
     "do_eval": _EVALUATION,
     "do_predict": _EVALUATION,
-    "eval_strategy": _EVALUATION,
-    "eval_steps": _EVALUATION,
-    "eval_delay": _EVALUATION,
     "eval_on_start": "write evaluation.at_start",
     "per_device_eval_batch_size": "write evaluation.batch_tokens: batches of evaluation are counted in tokens",
     "eval_accumulation_steps": _EVALUATION,
@@ -63,7 +60,7 @@ OWNED: dict[str, str] = {
     "parallelism_config": "it cannot be written in a file: use `accelerate launch` and its options",
     # Names of older versions that many files still carry.
     "warmup_ratio": f"{_RENAMED}; write warmup_steps, which below 1 is a share of all steps",
-    "evaluation_strategy": _EVALUATION,
+    "evaluation_strategy": f"{_RENAMED}; write eval_strategy",
     "group_by_length": _LOOP,
     "no_cuda": f"{_RENAMED}; write use_cpu",
     "logging_dir": f"{_RENAMED}; logs lie in output_dir",

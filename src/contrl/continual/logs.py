@@ -18,6 +18,8 @@ class MetricsLog(TrainerCallback):
         self.folder, self.stage = folder, stage
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if "train_runtime" in (logs or {}):
+            return  # Trainer's summary at the end of training, in its own units of rows and epochs
         values = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
         place = {"stage": self.stage.index, "step": state.global_step, "task": "+".join(self.stage.tasks)}
         records = [

@@ -26,16 +26,19 @@ TEMPORARY = ".*.tmp"
 
 
 class RunFolder:
-    """Paths and records of one run. On ranks other than 0 every write does nothing."""
+    """Paths and records of one run. On ranks other than 0 every write does nothing.
 
-    def __init__(self, path: Path, *, writes: bool = True) -> None:
-        self.path, self.writes = path, writes
+    A flat folder is transformers': of one stage, whose checkpoints lie in the folder itself, and saved by the caller.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True, is_flat: bool = False) -> None:
+        self.path, self.writes, self.is_flat = path, writes, is_flat
 
     # --- paths ------------------------------------------------------------------------------------
 
     def stage(self, stage: Stage) -> Path:
         """``stages/<k>-<task>``."""
-        return self.path / "stages" / stage.folder
+        return self.path if self.is_flat else self.path / "stages" / stage.folder
 
     @property
     def exists(self) -> bool:
@@ -106,6 +109,9 @@ class RunFolder:
         write_atomic(self.path / "eval" / f"{stage}-{score.task}.parquet", table.getvalue())
         record = {"stage": stage, "task": score.task, "metric": score.metric, "value": score.value}
         self.append("scores.jsonl", record | {"n": score.n, "se": score.se})
+        further = score.extras | {f"{score.metric}/{source}": value for source, value in score.by_source.items()}
+        place = {"stage": stage, "step": 0, "task": score.task}
+        self.append("metrics.jsonl", *(place | {"name": f"eval/{name}", "value": v} for name, v in further.items()))
 
     # --- models -----------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ it was and ends with the same weights, scores and state.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from transformers import TrainingArguments
 
 from contrl.continual.logs import MetricsLog
+from contrl.continual.plan import Plan, Progress
 from contrl.continual.rotation import Rotate, Rotation, checkpoints, remove_checkpoints
 from contrl.continual.run_folder import RunFolder
 from contrl.continual.weights import weight_changes
@@ -30,12 +31,16 @@ from contrl.engine.arguments import (
 )
 from contrl.engine.checkpoint import load_state, newest_checkpoint, save_state, whole_folder
 from contrl.engine.online import Collector, RolloutWindow
+from contrl.engine.reference_rows import ReferenceRows
+from contrl.engine.reference_scores import ReferenceScores
 from contrl.engine.rows import prepare_all, prepare_row
-from contrl.engine.trainer import Engine, Work
+from contrl.engine.trainer import Engine
+from contrl.engine.work import Work
 from contrl.errors import Interrupted, UserError
-from contrl.evaluation.scores import Settings, evaluate_task
+from contrl.evaluation.scores import Settings, TaskScore, evaluate_task, remember_start
 from contrl.faults import reach
-from contrl.interfaces import Context, Group, Method, OnlineMethod, Stage, Strategy, TaskSequence
+from contrl.interfaces import Context, Group, Method, OnlineMethod, Row, Stage, Strategy, Task
+from contrl.models.card import write_card
 from contrl.models.load import Policy, load_weights
 from contrl.models.reference import Reference
 
@@ -43,50 +48,33 @@ STRATEGY = "strategy"
 
 
 @dataclass
-class Plan:
-    """Everything the loop needs, already resolved.
+class Runner:
+    """Runs a plan in a run folder, from wherever the journal says it is.
 
     Attributes:
-        method_for, training_for: of a stage; a task may override fields of the run's.
-        prompts_per_step: groups of one optimizer step over all ranks.
-        max_new_tokens: length limit in evaluation.
-        evaluates: a base stage is not evaluated.
+        base: folder of the untouched weights; None where nobody will compare with them.
+        optimizers: an optimizer and a schedule of the caller's own, for a sequence of one stage.
+        reference: a frozen model of the caller's own, the reference of every stage.
+        checkpoint_of: which checkpoint of a stage's folder to continue from, if any.
+        holds_out: prepare held-out rows even where nothing asks for them while training, to be evaluated afterwards.
+        engine: of the stage that was begun last.
     """
-
-    sequence: TaskSequence
-    method_for: Callable[[Stage], Method]
-    training_for: Callable[[Stage], Mapping[str, Any]]
-    prompts_per_step: int
-    seed: int
-    tokens_per_pass: int
-    tokens_per_chunk: int
-    max_new_tokens: int
-    evaluates: bool = True
-    at_start: bool = True
-
-
-@dataclass
-class Progress:
-    """Where the loop tells what it does; the command line overrides what it shows."""
-
-    say: Callable[[str], None] = lambda text: None
-    callbacks: Callable[[Stage, int], list[Any]] = lambda stage, steps: []
-    stop_signal: Callable[[], int] = lambda: 0
-
-
-@dataclass
-class Runner:
-    """Runs a plan in a run folder, from wherever the journal says it is."""
 
     plan: Plan
     folder: RunFolder
     policy: Policy
     strategy: Strategy
-    base: Path
+    base: Path | None
     progress: Progress = field(default_factory=Progress)
     rank: int = 0
     world_size: int = 1
+    optimizers: tuple[Any, Any] = (None, None)
+    reference: Any = None
+    checkpoint_of: Callable[[Path], Path | None] = newest_checkpoint
+    holds_out: bool = False
+    engine: Engine | None = field(default=None, init=False)
     _told: str = field(default="", init=False)
+    _start: ReferenceRows = field(default_factory=ReferenceRows, init=False)
 
     # --- the loop -------------------------------------------------------------------------------------
 
@@ -98,6 +86,7 @@ class Runner:
         """
         self.folder.tidy()
         self._barrier()
+        self._remember_start()
         self._continue_from_last()
         if self.plan.evaluates and self.plan.at_start:
             self._evaluate(Stage(0, ()))
@@ -105,7 +94,8 @@ class Runner:
             if not self.folder.done(stage.index, "saved"):
                 self._stage(stage)
                 reach("between_stages")
-        self.folder.publish_model(self.folder.stage(self.plan.sequence.stages[-1]) / "final")
+        if not self.folder.is_flat:
+            self.folder.publish_model(self.folder.stage(self.plan.sequence.stages[-1]) / "final")
         self._barrier()
 
     def _continue_from_last(self) -> None:
@@ -149,28 +139,46 @@ class Runner:
 
     # --- training -------------------------------------------------------------------------------------
 
-    def _train(self, stage: Stage, folder: Path, context: Context) -> None:
-        method = context.method
+    def begin(self, stage: Stage, context: Context | None = None) -> tuple[Engine, int, Rotation]:
+        """The engine of a stage with its rows, how many steps it trains and which checkpoints it keeps."""
+        context = context or self._context(stage)
+        folder, method = self.folder.stage(stage), context.method
         tasks = [self.plan.sequence.task(name) for name in stage.tasks]
         rows = self.strategy.rows(context, [(task, row) for task in tasks for row in task.train])
-        groups = prepare_all(rows, method, self.policy.tokenizer, self.progress.say)
-        training = dict(self.plan.training_for(stage))
+        # Trackers outlive a stage, so its trainer has none of its own.
+        training = {**self.plan.training_for(stage), "report_to": "none"}
+        seed = self.plan.seed * 1000 + stage.index
+        groups = self._prepared(rows, method, seed)
+        held_out = [(task, row) for task in tasks for row in task.eval]
+        evaluates = bool(held_out) and training.get("eval_strategy", "no") != "no"
         num_steps = count_steps(training, len(groups), self.plan.prompts_per_step, method)
         settings = StageSettings(
             folder=folder,
-            seed=self.plan.seed * 1000 + stage.index,
+            seed=seed,
             num_steps=num_steps,
             steps_per_epoch=steps_per_epoch(len(groups), self.plan.prompts_per_step, method),
             rows=micro_batch(self.plan.prompts_per_step, training, self.world_size),
+            evaluates=evaluates,
         )
         arguments = build_arguments(training, settings)
         if arguments.world_size != self.world_size:
             raise RuntimeError(f"the trainer sees {arguments.world_size} processes and there are {self.world_size}")
         rotation = Rotation.of(training, num_steps, settings.steps_per_epoch)
         engine = self._engine(context, groups, arguments, num_steps)
-        engine.add_callback(Rotate(folder, rotation))
-        self._tell_device(arguments)
-        checkpoint = newest_checkpoint(folder)
+        if training.get("train_sampling_strategy") == "sequential":
+            engine.work.seed = None
+        if evaluates or (held_out and self.holds_out):
+            engine.work.eval_groups += self._prepared(held_out, method, seed)
+        self.engine = engine
+        return engine, num_steps, rotation
+
+    def _train(self, stage: Stage, folder: Path, context: Context) -> None:
+        engine, num_steps, rotation = self.begin(stage, context)
+        method = context.method
+        if not self.folder.is_flat:
+            engine.add_callback(Rotate(folder, rotation))
+        self._tell_device(engine.args)
+        checkpoint = self.checkpoint_of(folder)
         if checkpoint is None:
             self.folder.mark(stage.index, "started")
         else:
@@ -191,7 +199,14 @@ class Runner:
                 self.progress.say(f"layout   a prompt is run once for each completion: {engine.layout_reason}")
         if engine.stopping and engine.state.global_step < num_steps:
             self._stop()
-        self.folder.mark(stage.index, "trained", keeps=rotation.kept(list(checkpoints(folder))))
+        self.folder.mark(stage.index, "trained", steps=num_steps, keeps=rotation.kept(list(checkpoints(folder))))
+
+    def _prepared(self, rows: list[tuple[Task, Row]], method: Method, seed: int) -> list[Group]:
+        # What there is to say about the rows was said before the model was loaded.
+        limit = self.plan.max_bad_rows
+        groups = prepare_all(rows, method, self.policy.tokenizer, lambda text: None, max_bad_rows=limit)
+        method.pair(groups, seed)
+        return groups
 
     def _tell_device(self, arguments: TrainingArguments) -> None:
         """Where and how is trained, once; a base stage leaves it to the run."""
@@ -227,9 +242,11 @@ class Runner:
             prepare=lambda task, row: prepare_row(task, row, method, self.policy.tokenizer),
             find_row=lambda task, row_id: by_id[task][row_id],
             should_stop=lambda: self.progress.stop_signal() != 0,
+            packed=method.packing,
+            optimizers=self.optimizers,
         )
         if "reference_logps" in method.needs:
-            work.reference = Reference(self.policy.model, "previous")
+            work.reference = self._reference(method, stage)
         engine = Engine(self.policy.model, arguments, work, self.policy.tokenizer)
         if isinstance(method, OnlineMethod):
             collector = Collector(
@@ -248,18 +265,38 @@ class Runner:
             engine.add_callback(callback)
         return engine
 
+    def _reference(self, method: Method, stage: Stage) -> ReferenceScores:
+        """The stage's reference; the policy has the weights of the end of the stage before, or the run's first."""
+        if self.reference is not None:
+            given = self.reference
+            return ReferenceScores(
+                lambda: Reference.of(given, self.policy.model), is_policy=False, cache=self.plan.cache
+            )
+        changed = method.reference == "base" and stage.index > 1
+        adapter = hasattr(self.policy.model, "peft_config")
+
+        def make() -> Reference:
+            reference = Reference(self.policy.model, method.reference)
+            if changed and reference.frozen is not None and self.base is not None:
+                load_weights(reference.frozen, self.base)
+            return reference
+
+        is_policy = not changed and not (adapter and method.reference == "base")
+        return ReferenceScores(make, is_policy=is_policy, cache=self.plan.cache)
+
     # --- saving -----------------------------------------------------------------------------------------
 
     def _save_final(self, folder: Path) -> None:
-        if self.rank == 0:
+        if self.rank == 0 and not self.folder.is_flat:
             with whole_folder(folder / "final") as staging:
                 self.policy.model.save_pretrained(staging)
                 self.policy.tokenizer.save_pretrained(staging)
+                write_card(staging, self.plan.card)
                 save_state(staging, STRATEGY, self.strategy.state_dict())
 
     def _weigh(self, stage: Stage) -> None:
         """How far the stage moved each tensor, from its start and from the base."""
-        if self.rank != 0:
+        if self.rank != 0 or self.base is None:
             return
         final = self.folder.stage(stage) / "final"
         before = (
@@ -270,7 +307,7 @@ class Runner:
 
     def _prune(self, stage: Stage, folder: Path) -> None:
         """The stage is complete: only the checkpoints that the user asked for stay."""
-        if self.rank != 0:
+        if self.rank != 0 or self.folder.is_flat:
             return
         trained = self.folder.noted(stage.index, "trained") or {}
         remove_checkpoints(folder, trained.get("keeps", ()))
@@ -282,22 +319,50 @@ class Runner:
             return
         scored = self.folder.scored(stage.index)
         self._barrier()
-        settings = Settings(self.plan.max_new_tokens, self.plan.tokens_per_chunk, self.rank, self.world_size)
         with self.strategy.eval_weights(self._context(stage)) if stage.index else contextlib.nullcontext():
             for task in self.plan.sequence.tasks:
-                if task.name not in scored:
-                    score = evaluate_task(self.policy.model, self.policy.tokenizer, task, settings)
-                    self.folder.write_score(stage.index, score)
+                if task.eval and task.name not in scored:
+                    self.folder.write_score(stage.index, self.score(task))
                     if self._stop_agreed():
                         self._stop()
         self.folder.mark(stage.index, "evaluated")
         self._barrier()
         self._tell_scores(stage)
 
+    def score(self, task: Task) -> TaskScore:
+        """The policy as it is now on a task's held-out rows."""
+        if not self._start.values:
+            self._remember_start()
+        return evaluate_task(self.policy.model, self.policy.tokenizer, task, self._judging(task))
+
+    def _judging(self, task: Task) -> Settings:
+        plan = self.plan
+        return Settings(
+            plan.max_new_tokens,
+            plan.tokens_per_chunk,
+            self.rank,
+            self.world_size,
+            method=plan.judge_for(task),
+            temperature=plan.temperature,
+            seed=plan.seed,
+            start=self._start,
+        )
+
+    def _remember_start(self) -> None:
+        """What the first weights say of the rows to judge by: now, while the policy still has them."""
+        path = self.folder.path / "eval" / f"start-{self.rank}.safetensors"
+        self._start.load(path)
+        known = len(self._start.values)
+        for task in self.plan.sequence.tasks if self.plan.evaluates else ():
+            remember_start(self.policy.model, self.policy.tokenizer, task, self._judging(task))
+        if len(self._start.values) > known:
+            self._start.save(path)
+
     def _tell_scores(self, stage: Stage) -> None:
         scores = self.folder.scored(stage.index)
         shown = "  ".join(f"{name} {'–' if value is None else f'{value:.2f}'}" for name, value in scores.items())
         self.progress.say(f"{f'after stage {stage.index}' if stage.index else 'at the start'}: {shown}")
+        self.progress.scores(stage)
 
     # --- stopping, ranks ------------------------------------------------------------------------------------
 

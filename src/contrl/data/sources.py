@@ -1,153 +1,178 @@
-"""Rows from where the user has them: jsonl, json, csv or parquet files, folders with one file per split, a hub.
+"""Rows from where the user has them, by one name: a file, a folder, a named recipe, a hub dataset, or several.
 
-A row that cannot be read is named with its file and line. Every row gets a stable ``id`` (its own, or its
-position), because replay, resume and per-item scores refer to rows.
+Every row gets a stable ``id`` (its own, or its position), because replay, resume and per-item scores refer to
+rows. A recipe's name comes first, then what lies on this machine, then the hub.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from contrl.data.files import SUFFIXES, read_file, splits_of_file, suffix_of, with_ids
+from contrl.data.folders import DATA_FOLDER, copy_of, local, read_folder, splits_of_folder
+from contrl.data.hub import is_name, read_hub, splits_of_hub
+from contrl.data.recipes import RECIPES, Recipe, convert_all
 from contrl.errors import EnvironmentFault, UserError
 from contrl.interfaces import Row
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+__all__ = [
+    "SUFFIXES",
+    "find_splits",
+    "fingerprint",
+    "hold_out",
+    "is_mix",
+    "mix",
+    "overlap",
+    "read_file",
+    "read_rows",
+    "short_name",
+    "with_ids",
+]
 
-ENCODING = "utf-8-sig"
-"""UTF-8, with or without the mark that spreadsheets put before it."""
+
+TRAIN = "train"
 
 
-def read_rows(source: str, split: str = "train") -> list[Row]:
+def read_rows(source: str, split: str = TRAIN, config_name: str | None = None) -> list[Row]:
     """The rows of one split.
 
     Args:
-        source: a file; a folder holding ``<split>.jsonl|json|csv|parquet``; or a hub dataset id.
-        split: which split of a folder or hub dataset; a single file has only one.
+        source: a file; a folder with files for its splits, or one that ``datasets`` saved; a recipe's name; a hub
+            dataset id; or several of these with commas between.
+        split: which split of a folder, recipe or hub dataset; most files have only one.
+        config_name: which configuration of a folder or hub dataset that has several.
 
     Raises:
         UserError: missing file or split, unreadable line, or a row that is not a mapping.
+        EnvironmentFault: a hub dataset without a hub.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        found = [path / f"{split}{suffix}" for suffix in SUFFIXES if (path / f"{split}{suffix}").exists()]
-        if not found:
-            raise UserError(f"the folder {source} has no split {split!r}", fix=f"put {split}.jsonl or .parquet in it")
-        return read_file(found[0])
-    if path.exists():
-        return read_file(path)
-    if path.suffix in SUFFIXES or source.startswith((".", "/", "~")):
-        raise UserError(f"there is no file {source}")
-    return _from_hub(source, split)
+    path = None if is_mix(source) or source in RECIPES else local(source)
+    if is_mix(source) or source in RECIPES:
+        rows = mix(source, split)[0]
+    elif path is None:
+        _require_name(source)
+        rows = read_hub(source, split, config_name)
+    else:
+        rows = read_folder(path, split, config_name) if path.is_dir() else read_file(path, split)
+    if not rows:
+        raise UserError("there are no rows", where=source if path and path.is_file() else f"{source} ({split})")
+    return rows
 
 
-def read_file(path: Path) -> list[Row]:
-    """Every row of one file, with ids."""
-    readers: dict[str, Callable[[Path], list[Any]]] = {
-        ".jsonl": _jsonl,
-        ".json": _json,
-        ".csv": _csv,
-        ".parquet": _parquet,
-    }
-    if path.suffix not in readers:
-        raise UserError(
-            f"cannot read {path.suffix or 'a file without suffix'}", where=str(path), fix=", ".join(SUFFIXES)
-        )
-    try:
-        rows = readers[path.suffix](path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 text ({error.reason})", where=str(path), fix="save it as UTF-8") from None
-    return with_ids(rows, str(path))
+def find_splits(source: str, config_name: str | None = None) -> tuple[str, ...]:
+    """The names of a source's splits; none when it has only one, which goes by any name. Raises as ``read_rows``."""
+    if is_mix(source):
+        splits = [found for name in _names(source) if (found := find_splits(name))]
+        return tuple(split for split in (splits[0] if splits else ()) if all(split in found for found in splits))
+    if source in RECIPES:
+        recipe = RECIPES[source]
+        folder = copy_of(source)
+        found = splits_of_folder(folder) if folder else tuple(recipe.splits.values())
+        return tuple(ours for ours, theirs in recipe.splits.items() if ours in found or theirs in found)
+    path = local(source)
+    if path is not None:
+        return splits_of_folder(path, config_name) if path.is_dir() else splits_of_file(path)
+    _require_name(source)
+    return splits_of_hub(source, config_name)
 
 
-def with_ids(rows: Sequence[Any], where: str) -> list[Row]:
-    """The rows as mappings with a unique string ``id``: their own, or their position.
+def _require_name(source: str) -> None:
+    """Refuse what is not on this machine and can be no name on the hub either."""
+    if not source.strip():
+        raise UserError("the name of the data set is empty", fix=f"a path, a hub id, or one of {', '.join(RECIPES)}")
+    if Path(f"{source}.py").is_file():
+        raise UserError(f"{source} is no data set, but {source}.py a program", fix="give a file, a folder or a hub id")
+    is_path = suffix_of(Path(source)) in SUFFIXES or source.startswith((".", "/", "~")) or Path(source).suffix == ".py"
+    if is_path or not is_name(source):
+        names = ", ".join(RECIPES)
+        raise UserError(f"there is no file or folder {source}", fix=f"a path, a hub id, or one of {names}")
+
+
+# --- several sources ------------------------------------------------------------------------------------
+
+
+def is_mix(source: str) -> bool:
+    """Whether ``source`` is a list of sources: it has a comma and is no path."""
+    return "," in source and local(source) is None
+
+
+def _names(sources: str) -> list[str]:
+    names = [name.strip() for name in sources.split(",")]
+    if "" in names:
+        raise UserError(f"a name is missing in {sources!r}", fix="write names with one comma between: uc,ufb,hh")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{name} occurs twice in {sources!r}")
+    return names
+
+
+def short_name(source: str) -> str:
+    """What a source is called in tables and ids: the last part of its path, without the suffixes of its format."""
+    if is_mix(source):
+        return "+".join(short_name(name) for name in _names(source))
+    name = Path(source).name or Path(source).absolute().name
+    suffix = suffix_of(Path(name))
+    return name[: name.lower().rindex(suffix)] if suffix in SUFFIXES else name
+
+
+def mix(sources: str, split: str = TRAIN) -> tuple[list[Row], list[str]]:
+    """The rows of several sources, one after the other in the order of their names.
+
+    Every row carries its ``source``, and its id begins with it ("hh/12").
+
+    Returns:
+        The rows, and printable lines: how many rows each recipe left out.
 
     Raises:
-        UserError: for a row that is no mapping, or an id that occurs twice.
+        UserError: as ``read_rows``, or for two sources with one name.
     """
-    seen: dict[str, int] = {}
-    result: list[Row] = []
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise UserError(f"row {index} is a {type(row).__name__}, not a mapping of columns", where=where)
-        identity = str(index if row.get("id") is None else row["id"])
-        if identity in seen:
-            raise UserError(f"rows {seen[identity]} and {index} have the same id {identity!r}", where=where)
-        seen[identity] = index
-        result.append({**row, "id": identity})
-    return result
+    rows: list[Row] = []
+    notes: list[str] = []
+    names = _names(sources)
+    called = [name if name in RECIPES else short_name(name) for name in names]
+    for name, short in zip(names, called, strict=True):
+        if called.count(short) > 1:
+            raise UserError(f"two sources of {sources!r} are called {short!r}", fix="rename one of the files")
+        if name in RECIPES:
+            converted, said = convert_all(RECIPES[name], _raw(RECIPES[name], split))
+            rows += converted
+            notes += said
+        elif split != TRAIN and not find_splits(name):
+            # Its rows are trained on; as test rows too they would only show how well they were learnt by heart.
+            notes.append(f"{short}: has no splits, so none of its rows are {split} rows")
+        else:
+            rows += [{**row, "id": f"{short}/{row['id']}", "source": short} for row in read_rows(name, split)]
+    return rows, notes
 
 
-def _jsonl(path: Path) -> list[Any]:
-    rows = []
-    with open(path, encoding=ENCODING) as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"not JSON: {error.msg}", where=f"{path}:{number}") from None
-                if not isinstance(row, dict):
-                    raise UserError(f"a {type(row).__name__}, not a mapping of columns", where=f"{path}:{number}")
-                rows.append(row)
-    return rows
-
-
-def _json(path: Path) -> list[Any]:
-    with open(path, encoding=ENCODING) as file:
-        try:
-            value = json.load(file)
-        except json.JSONDecodeError as error:
-            raise UserError(f"not JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
-    if not isinstance(value, list):
-        raise UserError(f"holds a {type(value).__name__}, not a list of rows", where=str(path))
-    return value
-
-
-def _csv(path: Path) -> list[Any]:
-    rows = []
-    with open(path, encoding=ENCODING, newline="") as file:
-        reader = csv.DictReader(file)
-        try:
-            for row in reader:
-                # DictReader puts surplus values under None and fills missing ones with None.
-                if None in row or None in row.values():
-                    columns = len(reader.fieldnames or ())
-                    raise UserError(f"not {columns} values, one for each column", where=f"{path}:{reader.line_num}")
-                rows.append(row)
-        except csv.Error as error:
-            raise UserError(f"not CSV: {error}", where=f"{path}:{reader.line_num + 1}", fix="use jsonl") from None
-    return rows
-
-
-def _parquet(path: Path) -> list[Any]:
-    import pyarrow.parquet
-
+def _raw(recipe: Recipe, split: str) -> list[Row]:
+    """A recipe's rows in the origin's columns: of the copy in the folder of data sets, else of the hub."""
+    if split not in recipe.splits:
+        raise UserError(f"{recipe.name} has no split {split!r}", why=f"it has {', '.join(recipe.splits)}")
+    theirs = recipe.splits[split]
+    folder = copy_of(recipe.name)
+    if folder is not None:
+        found = splits_of_folder(folder)
+        return read_folder(folder, theirs if theirs in found and split not in found else split)
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"not a parquet file: {str(error).splitlines()[0]}", where=str(path)) from None
-
-
-def _from_hub(source: str, split: str) -> list[Row]:
-    import datasets
-
-    try:
-        dataset = datasets.load_dataset(source, split=split)
-    except Exception as error:  # datasets raises many kinds, all of which mean "not to be had"
+        if split in recipe.folders:
+            return read_hub(recipe.hub, TRAIN, data_dir=recipe.folders[split])
+        return read_rows(recipe.hub, theirs)
+    except EnvironmentFault as fault:
         raise EnvironmentFault(
-            f"the dataset {source!r} is no local file and could not be had from the hub",
-            why=(str(error).strip().splitlines() or [""])[0],
-            fix="give a local file or folder",
-        ) from error
-    return with_ids([dict(row) for row in dataset], source)
+            f"{recipe.name} is the hub's {recipe.hub}, which could not be had",
+            why=fault.why,
+            fix=f"put its rows in ${DATA_FOLDER}/{recipe.name}/ (train.jsonl, test.jsonl, in the origin's columns); or "
+            "give a local file or folder; or connect to the network and try again",
+        ) from None
+
+
+# --- sets of rows -----------------------------------------------------------------------------------------
 
 
 def hold_out(rows: Sequence[Row], size: int | float, seed: int) -> tuple[list[Row], list[Row]]:

@@ -29,13 +29,17 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What of a stage's arguments contrl computes; ``rows`` is of one rank and accumulation step."""
+    """What of a stage's arguments contrl computes.
+
+    ``rows`` is of one rank and accumulation step; ``evaluates`` says whether there are rows for ``eval_strategy``.
+    """
 
     folder: Path
     seed: int
     num_steps: int
     steps_per_epoch: int
     rows: int
+    evaluates: bool = False
 
 
 def steps_per_epoch(num_rows: int, prompts_per_step: int, method: Method) -> int:
@@ -88,7 +92,7 @@ def build_arguments(training: Mapping[str, Any], settings: StageSettings) -> Tra
         if name in values:
             # transformers renamed it and warns about the name that everybody knows.
             values[name.replace("gradient", "activation")] = values.pop(name)
-    for event in ("save", "logging"):
+    for event in ("save", "logging", "eval"):
         if values.get(f"{event}_strategy") == "epoch":
             # A stage is one long epoch to Trainer; ours are counted in steps.
             values |= {f"{event}_strategy": "steps", f"{event}_steps": settings.steps_per_epoch}
@@ -102,7 +106,7 @@ def build_arguments(training: Mapping[str, Any], settings: StageSettings) -> Tra
         "logging_nan_inf_filter": False,
         "average_tokens_across_devices": False,
         "disable_tqdm": True,
-        "eval_strategy": "no",
+        "eval_strategy": values.get("eval_strategy", "no") if settings.evaluates else "no",
         "dataloader_pin_memory": False,
         # Which checkpoints stay is decided per stage when the stage is complete.
         "save_total_limit": None,

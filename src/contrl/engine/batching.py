@@ -7,13 +7,18 @@ or one on more ranks, sees the same steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 from contrl.interfaces import Batch, Group
+
+Layout = Literal["shared", "plain", "packed"]
+"""How a pass is laid out; see ``engine/shared_prompt.py``."""
 
 PADDING = -1
 """Index that fills the last block of an epoch: no row, so that accelerate never repeats one to even the ranks."""
@@ -53,33 +58,94 @@ def num_tokens(group: Group) -> int:
     return len(group.prompt_ids) + len(group.completions) * max((len(c.ids) for c in group.completions), default=0)
 
 
-def plan_passes(groups: Sequence[Group], tokens_per_pass: int, *, shared: bool = True) -> list[list[Group]]:
-    """Cut groups into passes of similar lengths, each of at most ``tokens_per_pass`` padded tokens.
+def plan_passes(
+    groups: Sequence[Group], tokens_per_pass: int, *, layout: Layout = "shared", overhead: int = 0
+) -> list[list[Group]]:
+    """Cut groups into passes, so that the padded tokens are few; the sum over passes does not depend on the cut.
 
-    Groups of one completion and groups of several never share a pass, because their layouts differ. A group
-    that exceeds the budget alone gets a pass of its own. Where prompts are not ``shared``, each completion
-    repeats its own.
+    Groups of one completion and groups of several never share a pass, because their layouts differ. A group that
+    exceeds the budget alone gets a pass of its own.
+
+    Args:
+        groups: of one step.
+        tokens_per_pass: padded tokens that a pass may have.
+        layout: the preferred one; in the plain layout each completion repeats its prompt.
+        overhead: what one more pass costs, in tokens: high where starting kernels takes longer than running them.
     """
     passes: list[list[Group]] = []
     for several in (False, True):
         kind = [group for group in groups if group.completions and (len(group.completions) > 1) == several]
-        kind.sort(key=lambda g: (max(len(c.ids) for c in g.completions), len(g.prompt_ids), g.row_id), reverse=True)
-        current: list[Group] = []
-        rows = longest = prompt = 0
-        for group in kind:
-            wider = max(longest, *(len(c.ids) for c in group.completions))
-            longer = max(prompt, len(group.prompt_ids))
-            num_rows = rows + len(group.completions)
-            size = (len(current) + 1 if shared else num_rows) * longer + num_rows * wider
-            if current and size > tokens_per_pass:
-                passes.append(current)
-                current, num_rows = [], len(group.completions)
-                wider, longer = max(len(c.ids) for c in group.completions), len(group.prompt_ids)
-            current.append(group)
-            rows, longest, prompt = num_rows, wider, longer
-        if current:
-            passes.append(current)
+        size = _SIZES["plain" if layout == "shared" and not several else layout]
+        plans = [
+            _cheapest_cut(sorted(kind, key=order, reverse=True), tokens_per_pass, size, overhead) for order in _ORDERS
+        ]
+        passes += min(plans, key=lambda plan: plan[0])[1]
     return passes
+
+
+_ORDERS: tuple[Callable[[Group], tuple], ...] = (
+    lambda g: (max(len(c.ids) for c in g.completions), len(g.prompt_ids), g.row_id),
+    lambda g: (len(g.prompt_ids), max(len(c.ids) for c in g.completions), g.row_id),
+    lambda g: (len(g.prompt_ids) + max(len(c.ids) for c in g.completions), len(g.prompt_ids), g.row_id),
+)
+
+
+@dataclass
+class _Shape:
+    """Of some groups: their number, that of their completions, the longest parts and whole, and all tokens."""
+
+    groups: int = 0
+    rows: int = 0
+    prompt: int = 0
+    completion: int = 0
+    longest: int = 0
+    total: int = 0
+
+    def add(self, group: Group) -> None:
+        widest = max(len(c.ids) for c in group.completions)
+        self.groups += 1
+        self.rows += len(group.completions)
+        self.prompt, self.completion = max(self.prompt, len(group.prompt_ids)), max(self.completion, widest)
+        self.longest = max(self.longest, len(group.prompt_ids) + widest)
+        self.total += sum(len(group.prompt_ids) + len(c.ids) for c in group.completions)
+
+
+_SIZES: dict[Layout, Callable[[_Shape], int]] = {
+    "shared": lambda shape: shape.groups * shape.prompt + shape.rows * shape.completion,
+    "plain": lambda shape: shape.rows * shape.longest,
+    "packed": lambda shape: shape.total,
+}
+"""Padded tokens of a pass."""
+
+
+def _cheapest_cut(
+    groups: list[Group], budget: int, size: Callable[[_Shape], int], overhead: int
+) -> tuple[int, list[list[Group]]]:
+    """The cheapest cut of an ordered list into neighbours, by dynamic programming: its cost and the passes."""
+    best: list[tuple[int, int]] = [(0, 0)]
+    for end in range(1, len(groups) + 1):
+        shape = _Shape()
+        found: tuple[int, int] | None = None
+        for start in range(end - 1, max(-1, end - 1 - _WINDOW), -1):
+            shape.add(groups[start])
+            tokens = size(shape)
+            if tokens > budget and start < end - 1:
+                break
+            cost = best[start][0] + tokens + overhead
+            if found is None or cost <= found[0]:
+                found = (cost, start)
+        assert found is not None
+        best.append(found)
+    passes, end = [], len(groups)
+    while end > 0:
+        start = best[end][1]
+        passes.append(groups[start:end])
+        end = start
+    return best[-1][0], passes[::-1]
+
+
+_WINDOW = 512
+"""Most groups of one pass: keeps planning a large step fast."""
 
 
 def _pad(values: Sequence[Sequence[float]], width: int, dtype: torch.dtype) -> torch.Tensor:

@@ -1,38 +1,49 @@
-"""The forward of a batch through the *wrapped* model, and the proof at the start that it is right.
+"""The forward of a batch through the *wrapped* model.
 
 accelerate's autocast and DDP's hooks wrap ``model.forward``, so the outermost model gets an instance-level
-forward that routes ``contrl_batch=`` to the layouts and the LM head and leaves every other call alone. Before
-training, both layouts are run against each other on a batch of the actual model, and the faster is kept only
-if logps and a gradient agree.
+forward that routes ``contrl_batch=`` to the layouts and the head and leaves every other call alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from contrl.engine.batching import to_batch
-from contrl.engine.lm_head import LMHead, causal_lm
-from contrl.engine.shared_prompt import Layout, completion_hidden, decoder, layout_for, obstacle
-from contrl.errors import UserError
-from contrl.interfaces import Batch, Group, Outputs
-from contrl.models.modes import evaluating
+from contrl.engine.batching import Layout
+from contrl.engine.lm_head import LMHead, ScoreHead
+from contrl.engine.shared_prompt import Wanted, hidden_states, layout_for
+from contrl.interfaces import Batch, Outputs
 
 
 @dataclass
 class Routing:
-    """What the routed forward does with a batch; ``layout`` is the preferred one, ``shift`` as in completion_hidden."""
+    """What the routed forward does with a batch.
+
+    Attributes:
+        layout: the preferred one.
+        temperature: divides the logits.
+        needs: as in ``Method.needs``; log-probabilities come anyhow, unless "scores" are wanted instead.
+        shift: as in ``hidden_states``.
+    """
 
     layout: Layout = "shared"
     temperature: float = 1.0
-    entropy: bool = False
+    needs: frozenset[str] = frozenset()
     shift: int = 0
+
+
+Head = LMHead | ScoreHead
+
+
+def head_of(model: nn.Module, needs: Collection[str] = ()) -> Head:
+    """The head that gives what a method needs."""
+    return ScoreHead(model) if "scores" in needs else LMHead(model)
 
 
 @contextlib.contextmanager
@@ -40,7 +51,7 @@ def routed(model: nn.Module, routing: Routing) -> Iterator[None]:
     """Give ``model`` the routed forward while open; afterwards its forward is the one it had, nothing nests."""
     own = model.__dict__.get("forward")
     original = model.forward
-    head = LMHead(model)
+    head = head_of(model, routing.needs)
 
     @functools.wraps(original)
     def forward(*args: Any, contrl_batch: Batch | None = None, **kwargs: Any) -> Any:
@@ -60,13 +71,19 @@ def routed(model: nn.Module, routing: Routing) -> Iterator[None]:
             model.forward = own
 
 
-def score_batch(model: nn.Module, head: LMHead, batch: Batch, routing: Routing) -> dict[str, torch.Tensor]:
-    """Log-probabilities (and entropy) of the batch's trained tokens, as ``[N, T]`` tables."""
-    hidden = completion_hidden(model, batch, layout_for(model, batch, routing.layout), routing.shift)
-    logps, entropy = head.score(hidden, batch.ids[batch.mask], routing.temperature, entropy=routing.entropy)
-    out = {"logps": _table(batch, logps)}
-    if entropy is not None:
-        out["entropy"] = _table(batch, entropy)
+def score_batch(model: nn.Module, head: Head, batch: Batch, routing: Routing) -> dict[str, torch.Tensor]:
+    """What the routing needs of a batch, under the names and shapes of ``Outputs``."""
+    wanted = Wanted(prompts="prompt_logps" in routing.needs, last=isinstance(head, ScoreHead))
+    hidden = hidden_states(model, batch, layout_for(model, batch, routing.layout), routing.shift, wanted)
+    if isinstance(head, ScoreHead):
+        assert hidden.last is not None
+        scores = head.score(hidden.last)
+        return {"scores": scores, "logps": torch.zeros(batch.mask.shape, dtype=scores.dtype, device=scores.device)}
+    ids = batch.ids[batch.mask]
+    logps, extras = head.score(hidden.trained, ids, routing.temperature, extras=routing.needs)
+    out = {"logps": _table(batch, logps)} | {name: _table(batch, values) for name, values in extras.items()}
+    if hidden.prompts is not None:
+        out["prompt_logps"] = _prompt_logps(head, hidden.prompts, batch, routing.temperature)
     return out
 
 
@@ -74,10 +91,18 @@ def _table(batch: Batch, values: torch.Tensor) -> torch.Tensor:
     return torch.zeros(batch.mask.shape, dtype=values.dtype, device=values.device).masked_scatter(batch.mask, values)
 
 
+def _prompt_logps(head: LMHead, hidden: torch.Tensor, batch: Batch, temperature: float) -> torch.Tensor:
+    """``[G]`` log-probability of each prompt, its first token not counted."""
+    ids = [token for group in batch.groups for token in group.prompt_ids[1:]]
+    owner = [index for index, group in enumerate(batch.groups) for _ in group.prompt_ids[1:]]
+    logps, _ = head.score(hidden, torch.tensor(ids, dtype=torch.long, device=hidden.device), temperature)
+    places = torch.tensor(owner, dtype=torch.long, device=hidden.device)
+    return torch.zeros(len(batch.groups), dtype=logps.dtype, device=logps.device).index_add(0, places, logps)
+
+
 def run(model: nn.Module, batch: Batch) -> Outputs:
     """Forward of a batch through a model (or its DDP wrapper) whose forward is routed."""
-    out = model(contrl_batch=batch)
-    return Outputs(out["logps"], out.get("entropy"))
+    return Outputs(**model(contrl_batch=batch))
 
 
 @contextlib.contextmanager
@@ -97,133 +122,3 @@ def no_dropout(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, value in saved:
             setattr(module, name, value)
-
-
-def probe(groups: Sequence[Group]) -> list[Group]:
-    """A small sample of a step's groups on which a wrong layout shows.
-
-    At most 3 groups of 3 completions of 64 tokens, so that the check fits wherever a pass does. Prompts are made to
-    differ in length and completions to have two tokens at least: otherwise no prompt is padded or no token runs on
-    the cache, and every layout would look right.
-    """
-    several = [group for group in groups if len(group.completions) > 1]
-    if not several:
-        return list(groups[:1])
-    sample = sorted((several * 2)[:3] if len(several) < 3 else several[:3], key=lambda group: len(group.prompt_ids))
-    made = []
-    for number, group in enumerate(sample):
-        longer = (group.prompt_ids * (number + 1))[: len(group.prompt_ids) + number]
-        completions = [
-            replace(c, ids=(c.ids * 2)[: max(2, min(64, len(c.ids)))], trained=None) for c in group.completions[:3]
-        ]
-        made.append(replace(group, prompt_ids=longer, completions=completions))
-    return made
-
-
-@dataclass(frozen=True)
-class LayoutCheck:
-    """Outcome of the check at the start: the layout to use and why, with the largest differences found."""
-
-    layout: Layout
-    reason: str
-    logps: float = 0.0
-    gradient: float = 0.0
-
-
-def choose_layout(model: nn.Module, batch: Batch, autocast: Any = contextlib.nullcontext) -> LayoutCheck:
-    """Run both layouts on ``batch`` in train mode without dropout and keep *shared* only if they agree.
-
-    Agreement: 1e-4 in float32 (relative for the gradient, largest entry). In half precision the difference may
-    be at most four times the plain layout's own change when the same rows are padded differently, or four times
-    the spacing of the numbers where that change happens to round to nothing.
-    """
-    was_training = model.training
-    model.train()
-    try:
-        ruled_out = obstacle(model, batch)
-        if ruled_out:
-            return LayoutCheck("plain", ruled_out)
-        head = LMHead(model)
-        with no_dropout(model):
-            plain = _measure(model, head, batch, Routing("plain"), autocast)
-            try:
-                shared = _measure(model, head, batch, Routing("shared"), autocast)
-            except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
-                return LayoutCheck("plain", f"the model cannot run on an expanded cache ({type(error).__name__})")
-            logps, gradient = _distance(plain, shared)
-            allowed = 1e-4
-            spacing = _spacing(model, autocast)
-            if max(logps, gradient) > allowed and spacing > allowed:
-                allowed = 4 * max(spacing, *_distance(plain, _one_by_one(model, head, batch, autocast)))
-    finally:
-        model.train(was_training)
-    if max(logps, gradient) <= allowed:
-        return LayoutCheck("shared", "both layouts agree", logps, gradient)
-    return LayoutCheck("plain", f"the layouts differ by {max(logps, gradient):.1e}", logps, gradient)
-
-
-Measured = tuple[torch.Tensor, list[torch.Tensor]]
-"""Log-probabilities ``[N, T]`` and the gradient of their sum, one tensor a trainable parameter."""
-
-
-def _measure(model: nn.Module, head: LMHead, batch: Batch, routing: Routing, autocast: Any) -> Measured:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    with autocast(), torch.enable_grad():
-        logps = score_batch(model, head, batch, routing)["logps"]
-    gradients = torch.autograd.grad(logps.sum(), parameters, allow_unused=True)
-    return logps.detach().double(), [
-        torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)
-    ]
-
-
-def _one_by_one(model: nn.Module, head: LMHead, batch: Batch, autocast: Any) -> Measured:
-    """The plain layout with every group padded by itself, on both sides: what re-padding alone changes."""
-    rows, total = [], [torch.zeros_like(p) for p in model.parameters() if p.requires_grad]
-    for number, group in enumerate(batch.groups, start=1):
-        part = to_batch([group], batch.ids.device)
-        logps, gradients = _measure(model, head, part, Routing("plain", shift=number), autocast)
-        rows.append(nn.functional.pad(logps, (0, batch.ids.shape[1] - logps.shape[1])))
-        total = [a + b for a, b in zip(total, gradients, strict=True)]
-    return torch.cat(rows), total
-
-
-def _distance(a: Measured, b: Measured) -> tuple[float, float]:
-    scale = max([float(g.abs().max()) for g in a[1]], default=0.0) or 1.0
-    pairs = [(x - y).abs().max() for x, y in zip(a[1], b[1], strict=True)]
-    gradient = torch.stack(pairs).max() / scale if pairs else torch.tensor(0.0)
-    values = torch.stack([(a[0] - b[0]).abs().max(), gradient.to(a[0])]).nan_to_num(nan=float("inf"))
-    return float(values[0]), float(values[1])
-
-
-def _spacing(model: nn.Module, autocast: Any) -> float:
-    """The relative distance of neighbouring numbers in the precision that the model computes in."""
-    first = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
-    with autocast():
-        half = torch.is_autocast_enabled(first.device.type)
-        dtype = torch.get_autocast_dtype(first.device.type) if half else first.dtype
-    return torch.finfo(dtype).eps
-
-
-def check_head(model: nn.Module, batch: Batch, autocast: Any = contextlib.nullcontext) -> None:
-    """Compare the LM head's logits with the model's own on one short row, both in the precision of training.
-
-    Raises:
-        UserError: when they differ by more than 1e-3, or 5e-2 in half precision (a head this engine does not know).
-    """
-    group = batch.groups[0]
-    device = batch.ids.device
-    ids = (group.prompt_ids + group.completions[0].ids)[:32]
-    tokens = torch.tensor([ids], device=device)
-    causal = causal_lm(model)
-    with evaluating(model), torch.no_grad(), autocast():
-        wanted = causal(input_ids=tokens, use_cache=False).logits[0]
-        got = LMHead(model).logits(decoder(model)(input_ids=tokens, use_cache=False).last_hidden_state[0])
-    scale = max(1.0, float(wanted.abs().max()))
-    difference = float((wanted.double() - got.double()).abs().max()) / scale
-    # In half precision the model rounds after each of scale and soft-cap, the head once.
-    if not difference < (5e-2 if _spacing(model, autocast) > 1e-4 else 1e-3):
-        raise UserError(
-            f"the logits of {type(causal).__name__} are not its output embedding of the last hidden state "
-            f"(difference {difference:.1e})",
-            fix="this model family needs a line in contrl/engine/lm_head.py",
-        )

@@ -6,6 +6,7 @@ chunk instead of keeping it. The head is called as a module, so LoRA or quantise
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -48,43 +49,76 @@ class LMHead:
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
     def score(
-        self, hidden: torch.Tensor, ids: torch.Tensor, temperature: float = 1.0, *, entropy: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log-probability ``[M]`` of each token given the hidden state that predicts it, and the entropy.
+        self, hidden: torch.Tensor, ids: torch.Tensor, temperature: float = 1.0, *, extras: Collection[str] = ()
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Log-probability ``[M]`` of each token given the hidden state that predicts it, and what else is asked for.
 
         Args:
             hidden: ``[M, H]``.
             ids: ``[M]`` the tokens that followed.
             temperature: divides the logits.
-            entropy: also return the entropy ``[M]`` of each distribution, without gradient.
+            extras: of ``EXTRAS``; each is returned as ``[M]``, without gradient.
         """
+        extras = tuple(name for name in EXTRAS if name in extras)
         if len(ids) == 0:
             # Keeps the result attached to the hidden states, so that backward (and DDP) still runs.
             nothing = hidden.sum() * 0.0
-            return nothing.expand(0), nothing.detach().expand(0)
+            return nothing.expand(0), {name: nothing.detach().expand(0) for name in extras}
         vocabulary = int(getattr(self.head, "out_features", 0) or self.head.weight.shape[0])
         rows = max(1, CHUNK_BYTES // (4 * vocabulary))
         recompute = len(ids) > rows and torch.is_grad_enabled()
         pieces = []
         for start in range(0, len(ids), rows):
-            part = (hidden[start : start + rows], ids[start : start + rows], temperature, entropy)
+            part = (hidden[start : start + rows], ids[start : start + rows], temperature, extras)
             if recompute:
                 pieces.append(checkpoint(self._chunk, *part, use_reentrant=False, preserve_rng_state=self.has_dropout))
             else:
                 pieces.append(self._chunk(*part))
         logps = torch.cat([piece[0] for piece in pieces])
-        return logps, torch.cat([piece[1] for piece in pieces]) if entropy else None
+        return logps, {name: torch.cat([piece[1][name] for piece in pieces]) for name in extras}
 
     def _chunk(
-        self, hidden: torch.Tensor, ids: torch.Tensor, temperature: float, entropy: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, hidden: torch.Tensor, ids: torch.Tensor, temperature: float, extras: tuple[str, ...]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         logits = self.logits(hidden)
         if temperature != 1.0:
             logits = logits / temperature
         normaliser = logits.logsumexp(-1)
-        logps = logits.gather(-1, ids[:, None])[:, 0] - normaliser
-        if not entropy:
-            return logps, logps.detach()
+        chosen = logits.gather(-1, ids[:, None])[:, 0]
         with torch.no_grad():
-            probabilities = torch.softmax(logits, -1)
-            return logps, normaliser - (probabilities * logits).sum(-1)
+            found = {name: _EXTRAS[name](logits, normaliser, chosen) for name in extras}
+        return chosen - normaliser, found
+
+
+def _entropy(logits: torch.Tensor, normaliser: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    return normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+
+
+_EXTRAS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "entropy": _entropy,
+    "correct": lambda logits, normaliser, chosen: (chosen >= logits.amax(-1)).to(logits.dtype),
+    "log_sum_p2": lambda logits, normaliser, chosen: (2 * logits).logsumexp(-1) - 2 * normaliser,
+    "mean_logits": lambda logits, normaliser, chosen: logits.mean(-1),
+}
+
+EXTRAS = tuple(_EXTRAS)
+"""Per-token quantities that come with a log-probability: the logits exist only inside a chunk."""
+
+
+class ScoreHead:
+    """A classifier's output for whole sequences, from the hidden state of their last real token."""
+
+    def __init__(self, model: nn.Module) -> None:
+        causal = causal_lm(model)
+        head = getattr(causal, "score", None)
+        if head is None or int(causal.config.num_labels) != 1:
+            raise UserError(
+                f"{type(causal).__name__} ({causal.config.num_labels} labels) gives no single score for its last token",
+                fix="use a decoder's sequence classifier with one label",
+            )
+        self.head: Any = head
+
+    def score(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores ``[N]`` of hidden states ``[N, H]``, at least float32."""
+        scores = self.head(hidden)[:, 0]
+        return scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores

@@ -5,6 +5,7 @@ One optimizer step, in ``training_step`` of its last micro-batch (the others onl
     groups  = the step's rows, and what the strategies draw besides (replay)
     groups  = sampled, scored, credited completions of them            (online methods: a rollout window)
     totals  = method.count + strategy.count, summed over ranks          before any forward
+    statistics = method.settle(method.observe(...))                     methods that couple the rows of a step
     for each pass (by length, under a token budget; all but the last without gradient sync):
         out  = routed forward of the wrapped model                      shared prompt, chunked LM head
         loss = sum over terms of (sum of the term) / totals[term]       method and strategy alike
@@ -19,70 +20,33 @@ import contextlib
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from contrl.engine.arguments import steps_per_epoch
 from contrl.engine.batching import BlockSampler, plan_passes, to_batch
 from contrl.engine.checkpoint import STAGING, load_state, publish, save_state
-from contrl.engine.forward import Routing, check_head, choose_layout, no_dropout, probe, routed, run, score_batch
-from contrl.engine.lm_head import LMHead
-from contrl.engine.online import RolloutWindow
+from contrl.engine.coupling import gather
+from contrl.engine.evaluation import held_out
+from contrl.engine.forward import Routing, no_dropout, routed, run
+from contrl.engine.layout_check import check_head, choose_layout, probe
+from contrl.engine.meters import Meters
+from contrl.engine.reference_scores import PassSettings, overhead
+from contrl.engine.work import Rows, Work
 from contrl.errors import GuardStop
 from contrl.faults import reach
-from contrl.interfaces import Batch, Completion, Context, Group, Method, OnlineMethod, Row, Strategy, Task
-from contrl.models.reference import Reference
+from contrl.interfaces import Batch, Completion, Group, OnlineMethod, Outputs
 
 STATE = "contrl_state"
 
-
-@dataclass
-class Work:
-    """What an engine trains on: one stage's method, strategy and rows.
-
-    Attributes:
-        groups: prepared rows of the stage.
-        prompts_per_step: groups of one optimizer step over all ranks.
-        num_steps: optimizer steps of the stage.
-        tokens_per_pass: padded tokens of one forward.
-        seed: of the row order and minibatches.
-        window: rollouts, for online methods.
-        prepare: makes a group of a row that a strategy draws.
-        find_row: gives back the source row of (task, row id), to revive saved rollouts.
-        should_stop: whether this rank was asked to stop.
-        reference: for methods that need reference_logps.
-    """
-
-    method: Method
-    strategy: Strategy
-    context: Context
-    groups: list[Group]
-    prompts_per_step: int
-    num_steps: int
-    tokens_per_pass: int
-    seed: int
-    prepare: Callable[[Task, Row], Group]
-    find_row: Callable[[str, str], Row]
-    window: RolloutWindow | None = None
-    should_stop: Callable[[], bool] = lambda: False
-    reference: Reference | None = None
-
-
-class _Rows(Dataset[Group | None]):
-    def __init__(self, groups: list[Group]) -> None:
-        self.groups = groups
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, index: int) -> Group | None:
-        return self.groups[index] if index >= 0 else None
+PROBED = 64
+"""Rows of an offline stage among which the layouts are compared."""
 
 
 class _StepHooks(TrainerCallback):
@@ -93,6 +57,7 @@ class _StepHooks(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.engine.work.strategy.after_step(self.engine.work.context)
+        self.engine.move_reference(state.global_step + 1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         reach("training")
@@ -108,15 +73,17 @@ class Engine(Trainer):
 
     def __init__(self, model: nn.Module, args: TrainingArguments, work: Work, tokenizer: Any) -> None:
         self.work = work
-        self.routing = Routing("shared", work.method.temperature, "entropy" in work.method.needs)
+        self.routing = Routing("packed" if work.packed else "shared", work.method.temperature, work.method.needs)
         self.layout_reason = ""
-        self.stopping = False
+        self.stopping = self._is_ready = False
         self.num_tokens = 0.0
         self._pending: list[Group] = []
-        self._metrics: dict[str, list[Any]] = {}
+        self.meters = Meters()
+        self.memory: dict[str, float] = {}
         self._staging: Path | None = None
         self._step_started = 0.0
-        settings: dict[str, Any] = {"train_dataset": _Rows(work.groups), "data_collator": list}
+        settings: dict[str, Any] = {"train_dataset": Rows(work.groups), "data_collator": list}
+        settings |= {"eval_dataset": Rows(work.eval_groups), "optimizers": work.optimizers}
         super().__init__(model, args, processing_class=tokenizer, **settings)
         self.remove_callback(PrinterCallback)
         self.add_callback(_StepHooks(self))
@@ -181,18 +148,20 @@ class Engine(Trainer):
         if isinstance(method, OnlineMethod) and not strategy.adds_loss:
             # Groups without advantage have no gradient; they still count in the totals below.
             taught = [group for group in groups if method.teaches(group)]
-        self._settle_layout(taught)
-        passes = plan_passes(taught, self.work.tokens_per_pass, shared=self.routing.layout == "shared")
+        self.settle_layout(taught)
+        passes = self.plan(taught)
         counts = method.count(groups) | strategy.count(context, groups)
         counts |= {"tokens": float(sum(c.num_trained() for group in groups for c in group.completions))}
-        totals, num_passes = self._agree(counts, len(passes))
+        totals, num_passes = self.agree(counts, len(passes))
         self.num_tokens += totals["tokens"]
+        statistics = self.statistics(model, groups, self.memory)
         loss = torch.zeros((), device=self.args.device)
         for number in range(num_passes):
             last = number == num_passes - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model=model):
                 if number < len(passes):
                     batch = to_batch(passes[number], self.args.device, use_old_logps=moved)
+                    batch.statistics = statistics
                     term = self._loss_of(model, batch, totals)
                 else:
                     term = self._run_along(model)
@@ -200,22 +169,44 @@ class Engine(Trainer):
             loss += term.detach()
         return loss
 
+    def plan(self, groups: Sequence[Group]) -> list[list[Group]]:
+        layout, cost = self.routing.layout, overhead(self.args.device)
+        return plan_passes(groups, self.work.tokens_per_pass, layout=layout, overhead=cost)
+
     def _run_along(self, model: nn.Module) -> torch.Tensor:
         """A pass of no weight for a rank that has fewer: the others' gradients wait for its share of the reduction."""
         batch = to_batch([Group("", "", [0], [Completion([0])])], self.args.device)
         with self.accelerator.autocast():
-            return run(model, batch).logps.sum() * 0.0
+            return attached(run(model, batch))
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        if self.work.reference is not None and "reference_logps" in self.work.method.needs:
+            batch.reference_logps = self.work.reference.logps(batch, self._settings())
+        with self.accelerator.autocast():
+            return run(model, batch)
+
+    def statistics(self, model: nn.Module, groups: Sequence[Group], memory: dict[str, float]) -> dict[str, Any]:
+        """What couples the rows of a step, from all its groups on all ranks, before any of them is trained."""
+        method = self.work.method
+        if method.couples != "step":
+            return {}
+        values: dict[str, list[torch.Tensor]] = {}
+        with torch.no_grad():
+            for part in self.plan(method.observed(groups)):
+                batch = to_batch(part, self.args.device)
+                # Through the unwrapped model: ranks may have different numbers of these passes.
+                out = self.outputs(self.accelerator.unwrap_model(model), batch)
+                for name, value in method.observe(out, batch).items():
+                    values.setdefault(name, []).append(value.detach().cpu().double())
+        return method.settle(gather(values, self.args.world_size, self.args.device), memory)
 
     def _loss_of(self, model: nn.Module, batch: Batch, totals: dict[str, float]) -> torch.Tensor:
         strategy, context = self.work.strategy, self.work.context
-        if self.work.reference is not None and "reference_logps" in self.work.method.needs:
-            batch.reference_logps = self._reference_logps(batch)
-        with self.accelerator.autocast():
-            out = run(model, batch)
+        out = self.outputs(model, batch)
         factors = strategy.weights(context, batch)
         if factors is not None:
             batch.weights = batch.weights * factors
-        loss = out.logps.sum() * 0.0
+        loss = attached(out)
         for output in (self.work.method.loss(out, batch), strategy.loss(context, batch, out)):
             for name, value in output.sums.items() if output else ():
                 if totals[name] > 0:
@@ -224,11 +215,33 @@ class Engine(Trainer):
                 self.record(output.metrics)
         return loss
 
-    def _reference_logps(self, batch: Batch) -> torch.Tensor:
-        assert self.work.reference is not None
-        with torch.no_grad(), self.work.reference.model() as reference, self.accelerator.autocast():
-            routing = Routing(self.routing.layout, self.routing.temperature)
-            return score_batch(reference, LMHead(reference), batch, routing)["logps"]
+    def _settings(self) -> PassSettings:
+        model = self.accelerator.unwrap_model(self.model)
+        autocast, tokens = self.accelerator.autocast, self.work.tokens_per_pass
+        share = (self.args.process_index, self.args.world_size)
+        return PassSettings(model, self.routing, tokens, self.args.device, autocast, share)
+
+    def _prepare_reference(self) -> None:
+        """Before the first step, while the policy has the weights that the stage starts with."""
+        work = self.work
+        if work.reference is None:
+            return
+        visits_all = work.num_steps * work.prompts_per_step >= len(work.groups)
+        groups = work.groups if visits_all else []
+        if groups:
+            groups = groups + work.eval_groups
+        outside = work.strategy.adds_rows or (not groups)
+        work.reference.prepare(work.method, groups, self._settings(), outside=outside)
+
+    def move_reference(self, step: int) -> None:
+        """After optimizer step ``step``: a reference that follows the policy takes its share of it."""
+        method, live = self.work.method, self.work.reference.live if self.work.reference else None
+        if live is None:
+            return
+        if method.reference == "ema":
+            live.update()
+        elif method.sync_every and step % method.sync_every == 0:
+            live.move(method.sync_share)
 
     def _fill_gradients(self, model: nn.Module) -> None:
         """A parameter that no pass reached has gradient zero, not none: the optimizer must treat it like the others."""
@@ -236,7 +249,7 @@ class Engine(Trainer):
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
-    def _agree(self, counts: dict[str, float], num_passes: int) -> tuple[dict[str, float], int]:
+    def agree(self, counts: dict[str, float], num_passes: int, *, stops: bool = True) -> tuple[dict[str, float], int]:
         """Sum the counts over ranks, take the most passes of any rank, and agree on stopping; one collective."""
         names = sorted(counts)
         mine = [*(counts[name] for name in names), float(self.work.should_stop()), float(num_passes)]
@@ -244,16 +257,17 @@ class Engine(Trainer):
         if self.args.world_size > 1:
             vector = self.accelerator.gather(vector.to(self.args.device)).cpu()
         total = vector.sum(0).tolist()
-        self.stopping = total[-2] > 0
+        self.stopping = total[-2] > 0 if stops else self.stopping
         return dict(zip(names, total[:-2], strict=True)), int(vector[:, -1].max())
 
-    def _settle_layout(self, groups: Sequence[Group]) -> None:
+    def settle_layout(self, groups: Sequence[Group]) -> None:
         if self.layout_reason or not groups:
             return
         model = self.accelerator.unwrap_model(self.model)
         batch = to_batch(probe(groups), self.args.device)
-        check_head(model, batch, self.accelerator.autocast)
-        check = choose_layout(model, batch, self.accelerator.autocast)
+        needs = self.work.method.needs
+        check_head(model, batch, self.accelerator.autocast, needs)
+        check = choose_layout(model, batch, self.accelerator.autocast, self.routing.layout, needs)
         self.routing.layout, self.layout_reason = check.layout, check.reason
 
     # --- guards, logs ---------------------------------------------------------------------------------
@@ -268,37 +282,39 @@ class Engine(Trainer):
             )
         return norm
 
-    def _record(self, name: str, total: Any, count: Any) -> None:
-        entry = self._metrics.setdefault(name, [0.0, 0.0])
-        entry[0] = entry[0] + (total.detach() if isinstance(total, torch.Tensor) else total)
-        entry[1] = entry[1] + (count.detach() if isinstance(count, torch.Tensor) else count)
-
     def record(self, metrics: Mapping[str, tuple[Any, Any]]) -> None:
         """Add (sum, count) pairs to what the next log line reports."""
-        for name, (total, count) in metrics.items():
-            self._record(name, total, count)
+        self.meters.add(metrics)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the methods' and strategies' metrics, reduced over ranks here and not at every step."""
         if "loss" in logs:
             logs |= self._reduced_metrics()
+        # To Trainer the stage is one long epoch.
+        per_epoch = steps_per_epoch(len(self.work.groups), self.work.prompts_per_step, self.work.method)
+        self.state.epoch = self.state.global_step / per_epoch
         super().log(logs, start_time)
 
     def _reduced_metrics(self) -> dict[str, float]:
-        mine = {name: (float(total), float(count)) for name, (total, count) in self._metrics.items()}
-        self._metrics = {}
-        everyone: list[dict[str, tuple[float, float]]] = [mine]
-        if self.args.world_size > 1:
-            everyone = [{} for _ in range(self.args.world_size)]
-            torch.distributed.all_gather_object(everyone, mine)
-        reduced: dict[str, float] = {"num_tokens": self.num_tokens}
-        for name in sorted({name for part in everyone for name in part}):
-            total, count = (sum(part.get(name, (0.0, 0.0))[i] for part in everyone) for i in (0, 1))
-            if count > 0:
-                reduced[name] = total / count
+        reduced = {"num_tokens": self.num_tokens, **self.meters.read(self.args.world_size)}
         seconds = time.perf_counter() - self._step_started if self._step_started else 0.0
         self._step_started = 0.0
         return reduced | {"seconds": seconds}
+
+    # --- evaluation on held-out rows ------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The method's loss and metrics on the stage's evaluation groups; per source too, where rows have several."""
+        with self._ready():
+            if self.work.reference is not None and not self.work.reference.is_ready:
+                self.settle_layout(self.work.eval_groups[:PROBED])
+                self._prepare_reference()
+            metrics = held_out(self, metric_key_prefix)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated: the rows of a step are not one padded batch."""
@@ -328,27 +344,56 @@ class Engine(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 (folder / "training_args.bin").unlink(missing_ok=True)
-                save_state(folder, STATE, {"strategy": self.work.strategy.state_dict(), "num_tokens": self.num_tokens})
+                save_state(folder, STATE, self._state())
                 publish(folder, target)
                 shutil.rmtree(self._staging, ignore_errors=True)
             self.accelerator.wait_for_everyone()
         finally:
             self._staging = None
 
+    def _state(self) -> dict[str, Any]:
+        state = {"strategy": self.work.strategy.state_dict(), "num_tokens": self.num_tokens, "memory": self.memory}
+        live = self.work.reference.live if self.work.reference else None
+        moves = self.work.method.reference == "ema" or self.work.method.sync_every > 0
+        return state | ({"reference": live.state_dict()} if live is not None and moves else {})
+
     def restore(self, checkpoint: Path) -> None:
-        """Load what Trainer does not know: the strategies' state and the rollout window."""
+        """Load what Trainer does not know: the strategies' state, a moving reference, and the rollout window."""
         state = load_state(checkpoint, STATE) or {}
         self.work.strategy.load_state_dict(state.get("strategy", {}))
-        self.num_tokens = state.get("num_tokens", 0.0)
+        self.num_tokens, self.memory = state.get("num_tokens", 0.0), dict(state.get("memory", {}))
+        if "reference" in state and self.work.reference is not None and self.work.reference.live is not None:
+            self.work.reference.live.load_state_dict(state["reference"])
         window = load_state(checkpoint, f"window-{self.args.process_index}")
         if self.work.window is not None and window is not None:
             self.work.window.load_state_dict(window, self.work.find_row)
 
     def fit(self, checkpoint: Path | None = None) -> None:
         """Train the stage, from ``checkpoint`` if one is given; afterwards the model's forward is its own again."""
-        if checkpoint is not None:
-            self.restore(checkpoint)
+        with self._ready():
+            if not isinstance(self.work.method, OnlineMethod):
+                self.settle_layout(self.work.groups[:PROBED])
+            self._prepare_reference()
+            if checkpoint is not None:
+                self.restore(checkpoint)
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    @contextlib.contextmanager
+    def _ready(self) -> Iterator[None]:
+        """The routed forward is on, dropout as the method wants it; entering twice changes nothing."""
         model = self.accelerator.unwrap_model(self.model)
+        if self._is_ready:
+            yield
+            return
         quiet = contextlib.nullcontext() if self.work.method.dropout else no_dropout(model)
         with quiet, routed(model, self.routing):
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            self._is_ready = True
+            try:
+                yield
+            finally:
+                self._is_ready = False
+
+
+def attached(out: Outputs) -> torch.Tensor:
+    """Nothing, but connected to what was computed, so that backward runs."""
+    return (out.logps if out.scores is None else out.scores).sum() * 0.0

@@ -7,22 +7,24 @@ A score that cannot be had is missing: it leaves n and the mean, and is never a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from contrl.data.chat import encode_prompt, is_conversational
+from contrl.data.chat import encode_prompt, is_conversational, template_options
 from contrl.data.formats import encode_row
 from contrl.engine.batching import plan_passes, to_batch
-from contrl.engine.forward import Routing, score_batch
+from contrl.engine.forward import Routing, head_of, score_batch
 from contrl.engine.lm_head import LMHead
+from contrl.engine.reference_rows import ReferenceRows
+from contrl.engine.reference_scores import overhead
 from contrl.errors import UserError
 from contrl.faults import reach
-from contrl.interfaces import Completion, Group, Metric, Row, Task
+from contrl.interfaces import LIKELIHOOD, Batch, Completion, Group, Method, Metric, OnlineMethod, Outputs, Row, Task
 from contrl.models.load import end_tokens
 from contrl.models.modes import evaluating
 from contrl.rollout.sampler import Noise, Sampling, generate
@@ -31,18 +33,22 @@ from contrl.rollout.score import call_reward
 
 @dataclass(frozen=True)
 class Item:
-    """One evaluated row. ``score`` None = missing."""
+    """One evaluated row. ``score`` None = missing; ``extras`` is what else was measured on it."""
 
     id: str
     prompt: str
     completion: str
     score: float | None
     correct: bool
+    extras: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """A cell of the results matrix. ``value`` and ``se`` are None when no item has a score."""
+    """A cell of the results matrix. ``value`` and ``se`` are None when no item has a score.
+
+    ``extras`` are means of what else was measured, ``by_source`` the value of each source, where rows have several.
+    """
 
     task: str
     metric: str
@@ -50,16 +56,30 @@ class TaskScore:
     n: int
     se: float | None
     items: list[Item]
+    extras: dict[str, float] = field(default_factory=dict)
+    by_source: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to evaluate: the cap on completions, rows side by side, and which share of the items this rank takes."""
+    """How to evaluate.
+
+    Attributes:
+        max_new_tokens: the cap on completions; ``temperature`` 0 takes the likeliest token, ``seed`` is for others.
+        tokens_per_chunk: how much is run at once.
+        rank, world_size: which share of the items this rank takes.
+        method: judges teacher-forced, where a task has neither metric nor reward; None takes the likelihood.
+        start: what the run's first weights said of the rows, for methods that judge the change.
+    """
 
     max_new_tokens: int
     tokens_per_chunk: int = 2**15
     rank: int = 0
     world_size: int = 1
+    method: Method | None = None
+    temperature: float = 0.0
+    seed: int = 0
+    start: ReferenceRows = field(default_factory=ReferenceRows)
 
 
 def evaluate_task(model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Task, settings: Settings) -> TaskScore:
@@ -73,8 +93,22 @@ def evaluate_task(model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Ta
     if task.metric is None:
         raise UserError("there is no metric", where=f"task {task.name}", fix="give the task a metric or a reward")
     reach("evaluation")
-    items = score_share(model, tokenizer, task, settings)
-    return summarise(task.name, task.metric.name, in_order(_gather(items, settings), task.eval))
+    items = in_order(_gather(score_share(model, tokenizer, task, settings), settings), task.eval)
+    method = settings.method
+    name = method.judged_by if method is not None and _is_judged(task, settings) else task.metric.name
+    score = summarise(task.name, name, items)
+    sources = [str(row.get("source", "")) for row in task.eval]
+    for source in sorted(set(sources)) if len(set(sources)) > 1 else ():
+        part = summarise("", "", [item for item, of in zip(items, sources, strict=True) if of == source])
+        if part.value is not None:
+            score.by_source[source] = part.value
+    return score
+
+
+def _is_judged(task: Task, settings: Settings) -> bool:
+    """Whether the method scores this task itself: a task of samples has nothing to be judged by but its likelihood."""
+    judges = settings.method is not None and not isinstance(settings.method, OnlineMethod)
+    return judges and task.metric is not None and task.metric.score is None
 
 
 def score_share(model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Task, settings: Settings) -> list[Item]:
@@ -84,6 +118,8 @@ def score_share(model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Task
     if not rows:
         return []
     with evaluating(model):
+        if _is_judged(task, settings):
+            return _judged(model, tokenizer, rows, settings)
         if task.metric.score is None:
             return _likelihood(model, tokenizer, rows, settings)
         return _generation(model, tokenizer, task.metric, rows, settings, task.name)
@@ -104,7 +140,12 @@ def summarise(task: str, metric: str, items: list[Item]) -> TaskScore:
     se = None
     if len(scores) > 1:
         se = math.sqrt(math.fsum((s - mean) ** 2 for s in scores) / (len(scores) - 1) / len(scores))
-    return TaskScore(task, metric, mean, len(scores), se, items)
+    names = sorted({name for item in items for name in item.extras})
+    extras = {}
+    for name in names:
+        values = [item.extras[name] for item in items if name in item.extras]
+        extras[name] = math.fsum(values) / len(values)
+    return TaskScore(task, metric, mean, len(scores), se, items, extras)
 
 
 def _gather(items: list[Item], settings: Settings) -> list[list[Item]]:
@@ -131,15 +172,66 @@ def _generation(
             where=f"task {where}",
             fix=f"give every row a `prompt`, or judge the task by logp instead of {metric.name}",
         )
-    prompts = [(str(row["id"]), encode_prompt(row["prompt"], tokenizer)) for row in rows]
-    sampling = Sampling(settings.max_new_tokens, temperature=0.0)
-    sampled = generate(model, prompts, sampling, Noise((0,)), end_tokens(model), settings.tokens_per_chunk)
+    prompts = [(str(row["id"]), encode_prompt(row["prompt"], tokenizer, **template_options(row))) for row in rows]
+    sampling = Sampling(settings.max_new_tokens, temperature=settings.temperature)
+    noise = Noise((settings.seed,))
+    sampled = generate(model, prompts, sampling, noise, end_tokens(model), settings.tokens_per_chunk)
     texts = [str(tokenizer.decode(completions[0].ids, skip_special_tokens=True)) for completions in sampled]
     scores = call_reward(metric.score, rows, texts, f"the metric of task {where}")
     return [
         Item(str(row["id"]), _shown(row["prompt"]), text, score, score is not None and score >= metric.correct_at)
         for row, text, score in zip(rows, texts, scores, strict=True)
     ]
+
+
+def _judged(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], settings: Settings
+) -> list[Item]:
+    """Teacher-forced: the rows' own completions, scored as the method says."""
+    method = settings.method
+    assert method is not None
+    groups = [method.prepare(row, tokenizer) for row in rows]
+    found: dict[str, dict[str, float]] = {}
+    with torch.no_grad():
+        for part, batch, out in _passes(model, groups, method, settings):
+            if method.judges_change:
+                batch.reference_logps = settings.start.find(batch)
+            values = {name: value.tolist() for name, value in method.judge(out, batch).items()}
+            for position, group in enumerate(part):
+                found[group.row_id] = {name: float(value[position]) for name, value in values.items()}
+    items = []
+    for group in groups:
+        # Not a number is a score that cannot be had.
+        values_of = {name: value for name, value in found[group.row_id].items() if math.isfinite(value)}
+        score = values_of.pop(method.judged_by, None)
+        correct = score is not None and score >= LIKELIHOOD.correct_at
+        items.append(Item(group.row_id, _shown(_asked(group.row)), "", score, correct, values_of))
+    return items
+
+
+def _passes(
+    model: nn.Module, groups: list[Group], method: Method, settings: Settings
+) -> Iterator[tuple[list[Group], Batch, Outputs]]:
+    needs, device = frozenset(method.needs), next(model.parameters()).device
+    head, routing = head_of(model, needs), Routing("plain", method.temperature, needs)
+    for part in plan_passes(groups, settings.tokens_per_chunk, layout="plain", overhead=overhead(device)):
+        batch = to_batch(part, device)
+        yield part, batch, Outputs(**score_batch(model, head, batch, routing))
+
+
+def remember_start(model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Task, settings: Settings) -> None:
+    """Put into ``settings.start`` what ``model``, with the run's first weights, says of the task's eval rows.
+
+    Only this rank's share, and only for a method that judges the change; rows that are known already are left.
+    """
+    method = settings.method
+    if method is None or not method.judges_change or not _is_judged(task, settings):
+        return
+    rows = list(task.eval)[settings.rank :: settings.world_size]
+    unknown = settings.start.missing([method.prepare(row, tokenizer) for row in rows])
+    with evaluating(model), torch.no_grad():
+        for _, batch, out in _passes(model, unknown, method, settings):
+            settings.start.add(batch, out.logps)
 
 
 def _likelihood(
@@ -163,7 +255,7 @@ def _likelihood(
 
 
 def _asked(row: Row) -> Any:
-    return next((row[name] for name in ("prompt", "messages", "text") if row.get(name) is not None), "")
+    return next((row[name] for name in ("prompt", "messages", "text", "chosen") if row.get(name) is not None), "")
 
 
 def _shown(prompt: Any) -> str:

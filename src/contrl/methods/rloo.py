@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from contrl.data.chat import encode_prompt
+from contrl.data.chat import encode_prompt, template_options
 from contrl.errors import UserError
 from contrl.interfaces import Batch, Group, LossOutput, OnlineMethod, Outputs, Rollouts, Row
 from contrl.losses.advantages import leave_one_out
@@ -61,7 +61,7 @@ class RLOO(OnlineMethod):
         """The prompt, without completions. Raises UserError when there is none."""
         if row.get("prompt") is None:
             raise UserError(f"columns {', '.join(sorted(row))} hold no prompt", fix="give every row a `prompt`")
-        ids = encode_prompt(row["prompt"], tokenizer)
+        ids = encode_prompt(row["prompt"], tokenizer, **template_options(row))
         if not ids:
             raise UserError("the prompt is empty")
         return Group(str(row["id"]), str(row.get("task", "")), ids, [], row)

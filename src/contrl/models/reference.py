@@ -46,6 +46,15 @@ class Reference:
                 # An instance-level forward is a closure over the policy; the copy must run its own weights.
                 self.frozen.__dict__.pop(name, None)
 
+    @classmethod
+    def of(cls, frozen: nn.Module, policy: nn.Module) -> Reference:
+        """A model of the caller's own as the reference of ``policy``; it is neither copied nor trained."""
+        reference = cls.__new__(cls)
+        reference.policy, reference.origin, reference.decay = policy, "previous", 0.999
+        reference.is_adapter, reference.adapter = False, {}
+        reference.frozen = frozen.requires_grad_(False).eval()
+        return reference
+
     def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.policy.named_parameters() if p.requires_grad)
 
@@ -53,12 +62,20 @@ class Reference:
         """Move an ``ema`` reference towards the policy: ``r <- decay r + (1 - decay) p``."""
         if self.origin != "ema":
             raise UserError(f"a {self.origin!r} reference does not move", fix="use origin 'ema'")
+        self.move(1 - self.decay)
+
+    def move(self, share: float) -> None:
+        """Take a share of the policy's weights: ``r <- (1 - share) r + share p`` (TR-DPO, arXiv:2404.09656, eq. 5)."""
+        if self.is_adapter and self.origin == "base":
+            raise UserError(
+                "a base reference under LoRA cannot follow the policy", fix="use origin 'previous' or 'ema'"
+            )
         with torch.no_grad():
             if self.frozen is not None:
                 for mine, theirs in zip(self.frozen.parameters(), self.policy.parameters(), strict=True):
-                    mine.lerp_(theirs.detach(), 1 - self.decay)
+                    mine.lerp_(theirs.detach(), share)
             for name, parameter in self._trainable() if self.is_adapter else ():
-                self.adapter[name].lerp_(parameter.detach(), 1 - self.decay)
+                self.adapter[name].lerp_(parameter.detach(), share)
 
     @contextlib.contextmanager
     def model(self) -> Iterator[nn.Module]:

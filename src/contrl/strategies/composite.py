@@ -52,6 +52,10 @@ class Composite(Strategy):
     def adds_loss(self) -> bool:
         return any(strategy.adds_loss for strategy in self.strategies)
 
+    @property
+    def adds_rows(self) -> bool:
+        return any(strategy.adds_rows for strategy in self.strategies)
+
     def loss(self, ctx: Context, batch: Batch, out: Outputs) -> LossOutput | None:
         outputs = [output for s in self.strategies if (output := s.loss(ctx, batch, out)) is not None]
         if not outputs:

@@ -1,0 +1,145 @@
+"""Entry points of other projects, by their names: their defaults and spellings, forwarded to contrl's commands.
+
+Each file under recipes/ calls ``main`` with its own name. Defaults hold where neither a file nor the command line
+says otherwise; what an origin got wrong (docs/commands.md lists it) is not repeated.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from contrl.cli.flags import Flag
+from contrl.cli.main import COMMANDS, guarded
+from contrl.cli.main import main as contrl
+from contrl.cli.training.command import run
+from contrl.cli.training.table import flags_of
+from contrl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An entry point.
+
+    Attributes:
+        command: the command of contrl that does its work.
+        defaults: its defaults, as flags of that command.
+        spelled: its own name of a flag -> contrl's.
+        flags: flags of its own.
+    """
+
+    command: str
+    defaults: str = ""
+    spelled: Mapping[str, str] = field(default_factory=dict)
+    flags: tuple[Flag, ...] = ()
+
+    def extra(self) -> dict[str, Flag]:
+        """Its spellings, for the reader of flags."""
+        known = flags_of(self.command)
+        return {own: known[name] for own, name in self.spelled.items()} | {flag.name: flag for flag in self.flags}
+
+
+_LORA = "--use_peft --lora_r 8 --lora_alpha 32 --lora_dropout 0.05 --lora_target_modules all-linear"
+_SMALL = f"{_LORA} --per_device_train_batch_size 4 --num_train_epochs 2 --max_length 1024 --seed 42"
+_SPELLED_SMALL = {"optimizer_type": "optim"}
+
+_SPELLED_RL = {
+    "model_name": "model_name_or_path",
+    "sft_model_path": "model_name_or_path",
+    "batch_size": "per_device_train_batch_size",
+    "num_epochs": "num_train_epochs",
+}
+_FLAGS_RL = (
+    Flag("use_wandb", kind="switch", implies=("training.report_to", "wandb")),
+    Flag("detailed_logging", kind="switch", note="--detailed_logging has no effect: everything is in the run's folder"),
+)
+_RL = (
+    "--model_name_or_path Qwen/Qwen2.5-0.5B --per_device_train_batch_size 8 --learning_rate 1e-5 "
+    "--num_train_epochs 3 --max_length 512 --weight_decay 0.01"
+)
+
+ORIGINS = {
+    "aif_gen/benchmarks/reward_modeling.py": Origin("reward", "--dataset_index 0"),
+    "aif_gen/benchmarks/dpo/dpo_continual.py": Origin("dpo", "--reference base --response_length 53 --temperature 0.7"),
+    "trl/examples/scripts/dpo.py": Origin("dpo", "--max_prompt_length 512"),
+    "trl/dpo_llama2.py": Origin(
+        "dpo",
+        "--dataset_name se-paired --output_dir results --beta 0.1 --learning_rate 5e-4 "
+        "--lr_scheduler_type cosine --warmup_steps 100 --weight_decay 0.05 --optim paged_adamw_32bit "
+        "--per_device_train_batch_size 4 --gradient_accumulation_steps 4 --max_steps 1000 --max_length 1024 "
+        "--max_prompt_length 512 --logging_steps 10 --save_steps 100 --load_in_4bit --use_peft --lora_r 8 "
+        "--lora_alpha 16 --lora_dropout 0.05",
+    ),
+    "small_rlhf/sft_training.py": Origin(
+        "sft",
+        f"{_SMALL} --learning_rate 2e-5 --warmup_steps 0.1 --gradient_accumulation_steps 32 --packing "
+        "--save_steps 8 --save_total_limit 3",
+        _SPELLED_SMALL,
+    ),
+    "small_rlhf/dpo_training.py": Origin(
+        "dpo",
+        f"{_SMALL} --learning_rate 5e-7 --beta 0.1 --gradient_accumulation_steps 2 --max_prompt_length 512",
+        _SPELLED_SMALL,
+    ),
+    "small_rlhf/reward_modeling.py": Origin(
+        "reward",
+        f"{_SMALL} --learning_rate 2e-5 --lr_scheduler_type cosine --gradient_accumulation_steps 32",
+        _SPELLED_SMALL,
+    ),
+    "small_rlhf/merge_peft_adapter.py": Origin("merge"),
+    "rl_llm/train.py --method sft": Origin(
+        "sft", f"{_RL} --dataset_name smoltalk --output_dir outputs/sft", _SPELLED_RL, _FLAGS_RL
+    ),
+    "rl_llm/train.py --method dpo": Origin(
+        "dpo", f"{_RL} --dataset_name ultrafeedback --output_dir outputs/dpo --beta 0.1", _SPELLED_RL, _FLAGS_RL
+    ),
+}
+"""Path of the entry point under recipes/ (and what selects one of several) -> what it does."""
+
+ABSENT = {
+    "aif_gen/benchmarks/continual_eval_checkpoint.py": "evaluate-checkpoints",
+    "rl_llm/train.py --method rloo": "rloo",
+    "rl_llm/train.py --method eval": "evaluate",
+}
+"""Entry points whose command comes with a later version -> its name."""
+
+
+def main(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run an entry point; returns the exit code.
+
+    Args:
+        name: its path under recipes/.
+        argv: the words after it; the process's own when None.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _run(name, words), debug="--debug" in words)
+
+
+def _run(name: str, argv: list[str]) -> int:
+    if name == "rl_llm/train.py":
+        method, argv = _take(argv, "--method")
+        name = f"{name} --method {method}"
+        known = [key.rpartition(" ")[2] for key in (*ORIGINS, *ABSENT) if key.startswith("rl_llm/train.py")]
+        if method not in known:
+            raise UserError(f"--method {method or 'is missing'}".strip(), fix=f"use one of {', '.join(known)}")
+    command = ABSENT.get(name)
+    if command is not None:
+        if command in COMMANDS:
+            return contrl([command, *argv])
+        raise UserError(f"{name}: this version of contrl has no `contrl {command}`, which does its work")
+    origin = ORIGINS[name]
+    if origin.command == "merge":
+        return contrl(["merge", *argv])
+    return run(origin.command, argv, defaults=origin.defaults.split(), extra=origin.extra())
+
+
+def _take(argv: Sequence[str], flag: str) -> tuple[str, list[str]]:
+    """The value of a flag and the words without it."""
+    value, rest = "", list(argv)
+    for position, word in enumerate(argv):
+        if word == flag:
+            value, rest = "".join(argv[position + 1 : position + 2]), [*argv[:position], *argv[position + 2 :]]
+        elif word.startswith(f"{flag}="):
+            value, rest = word.partition("=")[2], [*argv[:position], *argv[position + 1 :]]
+    return value, rest

@@ -1,0 +1,133 @@
+"""``contrl sft|reward|dpo|kto|cpo|orpo``: from flags to a run of the same engine as any experiment.
+
+The flags become a configuration that ``contrl.config.load`` checks, so a plain dataset is a sequence of one task and
+a file of tasks trains them in order. Of reward models there may be one for each task, each a run of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contrl.cli.flags import Flag, Given
+from contrl.cli.training import help
+from contrl.cli.training.request import Request, read
+from contrl.cli.training.table import COMMANDS, NUM_EPOCHS
+from contrl.config.tree import COMMAND_LINE
+from contrl.errors import ConfigErrors, UserError
+
+if TYPE_CHECKING:
+    from contrl.config import Resolved
+
+
+def run(
+    command: str, argv: Sequence[str], *, defaults: Sequence[str] = (), extra: Mapping[str, Flag] | None = None
+) -> int:
+    """Run a training command.
+
+    Args:
+        command: sft, reward, dpo, kto, cpo or orpo.
+        argv: the words after it.
+        defaults: flags that hold where nothing else is given.
+        extra: further spellings -> their flags.
+
+    Raises:
+        UserError: every mistake of the flags at once, or what the run itself refuses.
+    """
+    if {"--help", "-h", "--help-all", "--help_all"} & set(argv):
+        print(help.text(command, everything="--help-all" in argv or "--help_all" in argv))
+        raise SystemExit(0)
+    request = read(command, argv, defaults, extra)
+    os.environ.update(request.environment)
+    # Only now, because these load everything: a mistake in the flags is told before that.
+    from contrl.cli.console import say
+    from contrl.cli.run import is_first_process, run_resolved
+
+    parts = _parts(request)
+    for index, (folder, overrides) in enumerate(parts):
+        if len(parts) > 1 and is_first_process():
+            say(f"task {index} of 0 to {len(parts) - 1}: {folder}")
+        resolved = _resolved(request, [*request.overrides, *overrides])
+        run_resolved(
+            resolved,
+            overwrite=request.is_on("overwrite_output_dir"),
+            dry_run=request.is_on("dry_run"),
+            command=["contrl", command, *argv] if extra is None else sys.argv,
+        )
+    return 0
+
+
+def _parts(request: Request) -> list[tuple[str, list[str]]]:
+    """The runs a command consists of: (folder, overrides). More than one only for a reward model of each task."""
+    source = _absolute(request.text("dataset_name"))
+    overrides = [f"tasks.path={_quoted(source)}"]
+    folder = next(text.partition("=")[2].strip('"') for text in request.overrides if text.startswith("output_dir="))
+    chosen = request.text("dataset_index")
+    if request.command != "reward" or not (chosen or request.is_on("all_datasets")):
+        return [(folder, overrides)]
+    from contrl.data.aif_gen import is_continual, read_tasks
+
+    if not is_continual(source):
+        return [(folder, overrides)]
+    indices: list[Any] = [chosen]
+    if request.is_on("all_datasets"):
+        indices = list(range(len(read_tasks(source))))
+    return [
+        (place := f"{folder}/{index}", [*overrides, f"tasks.dataset_index={index}", f"output_dir={_quoted(place)}"])
+        for index in indices
+    ]
+
+
+def _absolute(names: str) -> str:
+    """Paths made absolute, so that the run can be continued from anywhere; names of data sets stay names."""
+    from contrl.data.recipes import RECIPES
+
+    if Path(names).exists() and names not in RECIPES:
+        return os.path.abspath(names)
+    if "," not in names:
+        return names
+    return ",".join(_absolute(name.strip()) for name in names.split(","))
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _resolved(request: Request, overrides: Sequence[str]) -> Resolved:
+    """The checked configuration; mistakes and origins name flags and lines instead of paths."""
+    from contrl.config import load
+    from contrl.experiment import find
+
+    command = COMMANDS[request.command]
+    given: dict[str, Any] = {
+        "method": {"name": request.command},
+        "tasks": {"name": "dataset"},
+        "training": {"learning_rate": command.learning_rate, "num_train_epochs": NUM_EPOCHS},
+    }
+    by_path = {value.flag.path: value for value in request.given.values() if value.flag.path}
+    try:
+        resolved = load(given, overrides, resolve=find, source=f"contrl {request.command}")
+    except ConfigErrors as found:
+        raise ConfigErrors([_in_flags(error, by_path) for error in found.errors]) from None
+    origins = dict(resolved.origins)
+    for path, value in by_path.items():
+        origins |= {name: str(value.place) for name in origins if name == path or name.startswith(f"{path}.")}
+    return replace(resolved, origins=origins, notes=(*resolved.notes, *request.notes))
+
+
+def _in_flags(error: UserError, given: Mapping[str, Given]) -> UserError:
+    """``command line: training.max_steps: ...`` as ``my.yaml:3: --max_steps: ...``."""
+    if error.where != str(COMMAND_LINE):
+        return error
+    named = error.what.partition(":")[0]
+    path = max((path for path in given if named == path or named.startswith(f"{path}.")), key=len, default=None)
+    if path is None:
+        return error
+    value = given[path]
+    what = f"--{value.flag.name}{error.what.removeprefix(path)}"
+    return UserError(what, where=str(value.place), why=error.why, fix=error.fix)

@@ -1,0 +1,182 @@
+"""From what was written (defaults, a file, the command line; later ones win) to what is asked for.
+
+Every mistake is collected before any is told: unknown flags, missing values, refused flags, absent required ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from contrl.cli.flags import Flag, Found, Given, override, read_argv, read_section, readable
+from contrl.cli.training.table import COMMANDS, flags_of, home_of
+from contrl.config import tree
+from contrl.config.tree import COMMAND_LINE, Fields, Node, Scalar
+from contrl.errors import ConfigErrors, UserError
+
+_REQUIRED = ("model_name_or_path", "dataset_name")
+_OF_A_RUN = {"model", "method", "tasks", "training", "evaluation", "base"}
+"""Keys of a file for ``contrl run``, which no flag has."""
+
+
+@dataclass
+class Request:
+    """What a training command is asked to do.
+
+    Attributes:
+        command: sft, reward, ...
+        given: the value of each flag by its name.
+        overrides: dotted paths and their values, in the order to apply them.
+        notes: what to say about flags without effect, deprecated ones and defaults.
+        environment: variables to set before anything is loaded.
+    """
+
+    command: str
+    given: dict[str, Given]
+    overrides: list[str]
+    notes: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def text(self, name: str, default: str = "") -> str:
+        """A flag's value as one word."""
+        return self.given[name].text if name in self.given else default
+
+    def is_on(self, name: str) -> bool:
+        """Whether a switch is on."""
+        return name in self.given and not self.given[name].is_no
+
+
+def read(
+    command: str, argv: Sequence[str], defaults: Sequence[str] = (), extra: Mapping[str, Flag] | None = None
+) -> Request:
+    """The request of a command line.
+
+    Args:
+        command: sft, reward, dpo, kto, cpo or orpo.
+        argv: the words after the command.
+        defaults: flags that hold where neither file nor command line says otherwise.
+        extra: further spellings of an origin's own.
+
+    Raises:
+        ConfigErrors: every mistake at once.
+    """
+    flags = {**flags_of(command), **(extra or {})}
+    found = read_argv(defaults, flags)
+    environment: dict[str, str] = {}
+    written = read_argv(argv, flags, home_of)
+    if "config" in written.given:
+        section, environment, errors = _read_file(Path(written.given["config"].text))
+        found.update(read_section(section, flags, home_of))
+        found.errors += errors
+    found.update(written)
+    _place_words(found, flags)
+    errors = [*found.errors, *_refusals(found.given), *_missing(command, found)]
+    if errors:
+        raise ConfigErrors(errors)
+    request = Request(command, found.given, [], environment=environment)
+    _collect(request)
+    request.overrides += found.overrides
+    return request
+
+
+def default_folder(request: Request) -> str:
+    """``runs/dpo-gpt2-ultrafeedback``."""
+    parts = [request.command, *(_short(request.text(name)) for name in _REQUIRED)]
+    return "runs/" + "-".join(parts)
+
+
+def _short(name: str) -> str:
+    """The last part of a path or hub id, without a file's suffix; of several, all of them."""
+    ends = [Path(part.strip()).name for part in name.split(",")]
+    ends = [re.sub(r"\.(jsonl?|csv|tsv|txt|parquet|arrow)(\.(gz|zst))?$", "", end) for end in ends]
+    return re.sub(r"[^\w.+-]+", "-", "+".join(ends))
+
+
+# --- the file -------------------------------------------------------------------------------------------
+
+
+def _read_file(path: Path) -> tuple[Fields, dict[str, str], list[UserError]]:
+    """The flags of a YAML file, the variables under ``env``, and mistakes in its form."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError("this file is not UTF-8 text", where=str(path), why=str(error)) from None
+    except OSError as error:
+        what = "there is no such file" if not path.exists() else "this file cannot be read"
+        raise UserError(what, where=str(path), why=error.strerror or "") from None
+    root, findings = tree.parse(text, str(path))
+    errors = [error for _, error in findings]
+    if not isinstance(root, Fields):
+        fix = "write for example `learning_rate: 1e-5`, one flag a line"
+        raise UserError("a file of flags is keys and values", where=str(root.place), fix=fix)
+    if foreign := [key for key in root.entries if key in _OF_A_RUN and isinstance(root.entries[key], Fields)]:
+        why = f"{readable(foreign)} {'is a section' if len(foreign) == 1 else 'are sections'} of a whole experiment"
+        raise UserError("this file is not made of flags", where=str(path), why=why, fix=f"use: contrl run {path}")
+    environment = {}
+    variables = root.entries.pop("env", None)
+    if isinstance(variables, Fields):
+        for name, node in variables.entries.items():
+            if isinstance(node, Scalar):
+                environment[name] = node.text
+            else:
+                errors.append(UserError(f"env.{name}: expected one value", where=str(node.place)))
+    elif variables is not None and not (isinstance(variables, Scalar) and variables.is_null):
+        errors.append(UserError("env: expected a section of variables", where=str(variables.place)))
+    return root, environment, errors
+
+
+# --- checks ---------------------------------------------------------------------------------------------
+
+
+def _place_words(found: Found, flags: Mapping[str, Flag]) -> None:
+    """A word without a flag is the data set; a second one is a mistake."""
+    if found.words and "dataset_name" not in found.given:
+        word = found.words.pop(0)
+        found.given["dataset_name"] = Given(flags["dataset_name"], Scalar(COMMAND_LINE, word), COMMAND_LINE)
+    for word in found.words:
+        why = "the data set is given already, and nothing else goes without a flag"
+        found.errors.append(UserError(f"{word!r} belongs to no flag", where=str(COMMAND_LINE), why=why))
+
+
+def _refusals(given: Mapping[str, Given]) -> list[UserError]:
+    return [
+        UserError(f"--{name} {value.text}: contrl does not do this", where=str(value.place), fix=value.flag.refusal)
+        for name, value in given.items()
+        if value.flag.refusal and value.text.lower() not in value.flag.harmless
+    ]
+
+
+def _missing(command: str, found: Found) -> list[UserError]:
+    absent = [f"--{name}" for name in _REQUIRED if name not in found.given.keys() | found.valueless]
+    if not absent:
+        return []
+    example = f"contrl {command} --model_name_or_path tiny --dataset_name {COMMANDS[command].dataset}"
+    why = "" if "output_dir" in found.given else "--output_dir may be left out: runs/COMMAND-MODEL-DATA"
+    return [UserError(f"contrl {command} needs {readable(absent)}", why=why, fix=f"for example: {example}")]
+
+
+# --- what the flags mean --------------------------------------------------------------------------------
+
+
+def _collect(request: Request) -> None:
+    """Overrides, notes and variables of the flags."""
+    paths: dict[str, Node] = {}
+    for value in request.given.values():
+        flag = value.flag
+        if flag.note:
+            request.notes.append(flag.note)
+        if flag.implies and not value.is_no:
+            path, text = flag.implies
+            paths.setdefault(path, Scalar(value.place, text))
+        if flag.variable:
+            request.environment[flag.variable] = value.text
+        if flag.path:
+            paths[flag.path] = value.node
+    # A list of names is one text of the sequence; it has no other lists.
+    if "tasks.path" in paths:
+        paths["tasks.path"] = Scalar(COMMAND_LINE, request.text("dataset_name"), quoted=True)
+    if "output_dir" not in request.given:
+        paths["output_dir"] = Scalar(COMMAND_LINE, default_folder(request), quoted=True)
+    request.overrides += [override(path, node) for path, node in paths.items()]

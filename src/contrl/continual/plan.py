@@ -1,0 +1,56 @@
+"""What the stage loop is given: a plan, already resolved, and whom to tell about its progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from contrl.interfaces import Method, Stage, Task, TaskSequence
+
+
+@dataclass
+class Plan:
+    """Everything the loop needs, already resolved.
+
+    Attributes:
+        method_for, training_for: of a stage; a task may override fields of the run's.
+        prompts_per_step: groups of one optimizer step over all ranks.
+        max_new_tokens: length limit in evaluation.
+        evaluates: a base stage is not evaluated.
+        temperature: of completions that are judged.
+        max_bad_rows: unusable rows that may be left out of a stage.
+        cache: folder of the reference's log-probabilities, kept between runs.
+        card: facts for the page beside saved weights.
+    """
+
+    sequence: TaskSequence
+    method_for: Callable[[Stage], Method]
+    training_for: Callable[[Stage], Mapping[str, Any]]
+    prompts_per_step: int
+    seed: int
+    tokens_per_pass: int
+    tokens_per_chunk: int
+    max_new_tokens: int
+    evaluates: bool = True
+    at_start: bool = True
+    temperature: float = 0.0
+    max_bad_rows: int = 0
+    cache: Path | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def judge_for(self, task: Task) -> Method:
+        """The method that judges a task teacher-forced: that of the first stage it is learnt in."""
+        stage = next(stage for stage in self.sequence.stages if task.name in stage.tasks)
+        return self.method_for(stage)
+
+
+@dataclass
+class Progress:
+    """Where the loop tells what it does; the command line overrides what it shows."""
+
+    say: Callable[[str], None] = lambda text: None
+    callbacks: Callable[[Stage, int], list[Any]] = lambda stage, steps: []
+    stop_signal: Callable[[], int] = lambda: 0
+    scores: Callable[[Stage], None] = lambda stage: None

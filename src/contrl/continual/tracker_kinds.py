@@ -1,0 +1,193 @@
+"""What one tracker needs besides transformers' callback: where its run lives, how it goes on, how it ends.
+
+The callbacks of TensorBoard and W&B start a run of their own for each process; here both are given one that belongs
+to the run folder. W&B is only ever started in a way that cannot ask for a key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import netrc
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from contrl.continual.records import write_atomic
+from contrl.continual.run_folder import RunFolder
+
+WANDB_SURROUNDINGS = {
+    "WANDB_SILENT": "true",
+    "WANDB_CONSOLE": "off",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_INIT_TIMEOUT": "30",
+    "WANDB_FINISH_TIMEOUT": "120",
+}
+"""What W&B is told where the user has not: print nothing, capture nothing, report no errors home, give up in time."""
+
+STATE_FILE = "trackers.json"
+"""In the run folder: the id of its W&B run, so that a resumed experiment goes on there."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a tracker run is called and told, and where its files go."""
+
+    folder: RunFolder
+    name: str
+    config: Mapping[str, Any]
+    say: Callable[[str], None]
+
+
+class Tracker:
+    """One of transformers' integrations, set up once and ended once."""
+
+    def __init__(self, name: str, callback: Any, experiment: Experiment) -> None:
+        self.name, self.callback, self.experiment = name, callback, experiment
+
+    def open(self, arguments: TrainingArguments, step: int) -> None:
+        """Before the callback's own set-up, at this global step."""
+
+    def close(self) -> None:
+        """After the callback's own end."""
+
+
+class TensorBoard(Tracker):
+    """Writes to ``runs/<name>`` of the run folder; a resumed run goes on there and takes back unsaved steps."""
+
+    def open(self, arguments: TrainingArguments, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        place = Path(self.callback.logging_dir or self.experiment.folder.path / "runs" / self.experiment.name)
+        self.callback.logging_dir = str(place)
+        resumes = place.is_dir() and any(place.iterdir())
+        self.callback.tb_writer = SummaryWriter(log_dir=str(place), purge_step=step + 1 if resumes else None)
+        self.callback.tb_writer.add_text("config", json.dumps(self.experiment.config, indent=1, default=str), step)
+
+    def close(self) -> None:
+        if self.callback.tb_writer is not None:
+            self.callback.tb_writer.close()
+
+
+class Wandb(Tracker):
+    """Opens the W&B run that the callback then finds; a run that the user has opened is used and left open."""
+
+    run: Any = None
+
+    def open(self, arguments: TrainingArguments, step: int) -> None:
+        import wandb
+
+        if wandb.run is None:
+            why_offline = _why_offline(wandb)
+            try:
+                self._start(wandb, arguments, "offline" if why_offline else None)
+            except Exception as error:
+                if why_offline:
+                    raise
+                why_offline = shown(error)
+                wandb.teardown()  # its service still holds the id of the run that did not start
+                self._start(wandb, arguments, "offline")
+            if why_offline:
+                again = f"wandb sync {Path(self.run.dir).parent}"
+                self.experiment.say(f"tracker  W&B runs offline ({why_offline}); upload later with: {again}")
+        wandb.config.update({"contrl": self.experiment.config}, allow_val_change=True)
+
+    def _start(self, wandb: Any, arguments: TrainingArguments, mode: str | None) -> None:
+        folder = self.experiment.folder.path
+        known = _read_state(folder).get("wandb")
+        run_id = os.environ.get("WANDB_RUN_ID") or known or secrets.token_hex(4)
+        if run_id != known:
+            write_atomic(folder / STATE_FILE, json.dumps(_read_state(folder) | {"wandb": run_id}).encode())
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT") or arguments.project or "huggingface",
+            name=self.experiment.name,
+            id=run_id,
+            dir=os.environ.get("WANDB_DIR") or str(folder),
+            resume=os.environ.get("WANDB_RESUME") or "allow",
+            mode=mode,
+        )
+        if known and self.run.offline:
+            # Offline nobody knows how far W&B's own record number got, and two parts of a run must not share numbers;
+            # so this part starts above: every record so far left at least one line in these files.
+            self.run.log({}, step=sum(_num_lines(folder / name) for name in ("metrics.jsonl", "scores.jsonl")) + 1)
+
+    def close(self) -> None:
+        if self.run is not None:
+            run, self.run = self.run, None
+            run.finish()
+
+
+KINDS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": Wandb}
+
+
+def make(name: str, experiment: Experiment) -> Tracker | None:
+    """The tracker of that name; when it cannot be used here, one line says so."""
+    try:
+        callback = INTEGRATION_TO_CALLBACK[name]()
+    except Exception as error:
+        hint = f"pip install {name.replace('_', '-')}"
+        experiment.say(f"tracker  {name} cannot be used, the run goes on without it ({hint}): {shown(error)}")
+        return None
+    return KINDS.get(name, Tracker)(name, callback, experiment)
+
+
+def prepare_wandb() -> None:
+    """Before wandb is loaded; what the user has set stays."""
+    for variable, value in WANDB_SURROUNDINGS.items():
+        os.environ.setdefault(variable, value)
+
+
+def _why_offline(wandb: Any) -> str:
+    """Why W&B has to run offline, "" when it need not. Without a key it would ask for one."""
+    settings = wandb.setup().settings
+    if settings.mode in ("offline", "dryrun"):
+        return "as WANDB_MODE says"
+    if settings.mode == "disabled" or settings.api_key or settings.identity_token_file:
+        return ""
+    return "" if _has_login(str(settings.base_url)) else "no API key: WANDB_API_KEY or `wandb login`"
+
+
+def _has_login(url: str) -> bool:
+    """Whether ``wandb login`` has left a key for this server, in the netrc file where W&B itself looks for one."""
+    home = [path for name in (".netrc", "_netrc") if (path := Path.home() / name).exists()]
+    named = os.environ.get("NETRC")
+    for path in [Path(named).expanduser()] if named else home[:1]:
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            found = netrc.netrc(path).authenticators(urlsplit(url).netloc)
+            return bool(found and found[2])
+    return False
+
+
+def without_secrets(value: Any) -> Any:
+    """A copy of a configuration in which keys and tokens are not readable."""
+    if isinstance(value, Mapping):
+        return {key: "***" if item and _is_secret(str(key)) else without_secrets(item) for key, item in value.items()}
+    return [without_secrets(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_secret(key: str) -> bool:
+    return key.lower().rpartition("_")[2] in ("token", "key", "secret", "password")
+
+
+def shown(error: Exception) -> str:
+    """An exception as a short line without the key that it may repeat."""
+    text = next((line for line in str(error).splitlines() if line.strip()), "").strip()[:200]
+    key = os.environ.get("WANDB_API_KEY")
+    text = text.replace(key, "***") if key else text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / STATE_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
