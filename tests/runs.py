@@ -175,7 +175,7 @@ def remains(run: Path) -> dict[str, Any]:
         "weights": {stage.name: weights(stage / "final") for stage in stages},
         "strategy": {f"{p.parent.parent.name}/{p.name}": sha(p) for s in stages for p in s.glob("final/strategy.*")},
         "scores": scores(run),
-        "answers": {path.name: parquet.read_table(path).to_pylist() for path in (run / "eval").iterdir()},
+        "answers": {path.name: parquet.read_table(path).to_pylist() for path in (run / "eval").glob("*.parquet")},
         "results": json.loads((run / "results.json").read_text(encoding="utf-8")),
         "losses": metric(run, "loss"),
         "model": weights(run),

@@ -20,6 +20,7 @@ from torch import nn
 from contrl.engine.arguments import StageSettings, build_arguments, micro_batch, steps_per_epoch
 from contrl.engine.batching import to_batch
 from contrl.engine.online import Collector, RolloutWindow
+from contrl.engine.reference_scores import ReferenceScores
 from contrl.engine.rows import prepare_all, prepare_row
 from contrl.engine.trainer import Engine, Work
 from contrl.interfaces import (
@@ -37,6 +38,7 @@ from contrl.interfaces import (
     TaskSequence,
 )
 from contrl.models.embedded import character_tokenizer
+from contrl.models.reference import Reference
 from contrl.strategies.naive import Naive
 
 VOCABULARY = 61
@@ -208,6 +210,20 @@ def sft_rows(number: int, start: int = 0) -> list[dict[str, Any]]:
     ]
 
 
+def pair_rows(number: int, start: int = 0) -> list[dict[str, Any]]:
+    """Ragged preference pairs."""
+    draw = random.Random(start)
+    text = "abcdefghij 0123456789"
+
+    def some(least: int, most: int) -> str:
+        return "".join(draw.choices(text, k=draw.randint(least, most)))
+
+    return [
+        {"id": str(i), "prompt": some(1, 9), "chosen": some(2, 12), "rejected": some(1, 12) + "!"}
+        for i in range(start, start + number)
+    ]
+
+
 class Recorder(tf.TrainerCallback):
     """Copies every step's gradient just before the optimizer uses it."""
 
@@ -293,6 +309,9 @@ def make_engine(model: Any, folder: Path, setup: Setup, kind: type[Engine] = Eng
         prepare=lambda task, row: prepare_row(task, row, method, tokenizer),
         find_row=lambda task, row_id: by_id[task][row_id],
     )
+    method.pair(groups, setup.seed)
+    if "reference_logps" in method.needs:
+        work.reference = ReferenceScores(lambda: Reference(model, method.reference), is_policy=True)
     engine = kind(model, arguments, work, tokenizer)
     if isinstance(method, OnlineMethod):
         collector = Collector(

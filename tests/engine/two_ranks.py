@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from toys import FROZEN, Recorder, Settled, Setup, make_engine, policy, sft_rows, weights
+from toys import FROZEN, Recorder, Settled, Setup, make_engine, pair_rows, policy, sft_rows, weights
 
 from contrl.engine import lm_head
 from contrl.interfaces import Context, Group, Strategy
+from contrl.methods.dpo import DPO
+from contrl.methods.kto import KTO
 from contrl.methods.rloo import RLOO
 from contrl.methods.sft import SFT
 from contrl.strategies.composite import Composite
@@ -55,6 +57,8 @@ def scenarios() -> dict[str, Setup]:
         "accumulated": Setup(SFT(), sft_rows(19), training=FROZEN | {"gradient_accumulation_steps": 2}),
         "window": Setup(window, sft_rows(19), prompts_per_step=4, training=moving | {"save_strategy": "epoch"}),
         "two stages": Setup(SFT(), sft_rows(19), training=moving),
+        "dpo": Setup(DPO(loss_type=("sigmoid", "aot")), pair_rows(19), tokens_per_pass=80, training=moving),
+        "kto": Setup(KTO(), KTO().rows(pair_rows(10), print)[:19], tokens_per_pass=80, training=moving),
         "silent": Setup(rloo, sft_rows(8), training=FROZEN, reward=constant_for_even),
     }
 
