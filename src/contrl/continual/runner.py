@@ -322,7 +322,11 @@ class Runner:
         with self.strategy.eval_weights(self._context(stage)) if stage.index else contextlib.nullcontext():
             for task in self.plan.sequence.tasks:
                 if task.eval and task.name not in scored:
-                    self.folder.write_score(stage.index, self.score(task))
+                    score = self.score(task)
+                    self.folder.write_score(stage.index, score)
+                    if score.by_source:
+                        parts = "  ".join(f"{name} {value:.2f}" for name, value in score.by_source.items())
+                        self.progress.say(f"{task.name}, {score.metric} by source: {parts}")
                     if self._stop_agreed():
                         self._stop()
         self.folder.mark(stage.index, "evaluated")
