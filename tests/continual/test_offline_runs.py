@@ -76,6 +76,21 @@ def test_killed_and_resumed_equals_uninterrupted(case: str, runs: Runs) -> None:
     assert (folder / "README.md").read_text(encoding="utf-8").startswith("---\nlibrary_name: transformers")
 
 
+def test_packed_rows_learn_what_they_learn_apart(runs: Runs) -> None:
+    """Equal losses within 1e-5 at every step, and the log says that the packed layout was used."""
+    losses = {}
+    for packing in (False, True):
+        changes = settings(runs, "sft") | {"method": {"name": "sft", "packing": packing}, "training": {"max_steps": 3}}
+        folder = runs(f"run-{packing}", **changes)
+        records = read_records(folder / "metrics.jsonl", ("stage", "step", "task", "name"))
+        losses[packing] = [record["value"] for record in records if record["name"] == "loss"]
+    events = read_records(folder / "metrics.jsonl", ("event", "stage"))
+    reasons = [record["reason"] for record in events if record["event"] == "layout"]
+    assert reasons == ["both layouts agree"] * 2
+    assert len(losses[True]) == 6
+    assert losses[True] == pytest.approx(losses[False], abs=1e-5)
+
+
 def test_preferences_are_judged_by_what_the_run_changed(runs: Runs) -> None:
     """One half before training; learnt, and turned round by a task that wants the opposite."""
     changes = settings(runs, "dpo") | {"method": "dpo", "strategies": []}
