@@ -228,7 +228,8 @@ def count_parameters(config: ModelConfig, *, classifier: bool = False) -> tuple[
             model = kind.from_config(shape, trust_remote_code=config.trust_remote_code)
     if held:
         saved = PeftConfig.from_pretrained(str(folder))
-        saved.inference_mode = False
+        # Only the shapes count here; where the base lies now, it may have been moved to.
+        saved.inference_mode, saved.base_model_name_or_path = False, None
         model = get_peft_model(model, saved)
     elif config.use_peft:
         model = add_lora(model, config)
