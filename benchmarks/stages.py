@@ -141,12 +141,23 @@ def contrl_offline(job: Job, name: str, *, bf16: bool, cached: bool) -> Trained:
     _timed(engine, "_prepare_reference", parts, "reference")
     _timed(engine, "_loss_of", parts, "forward and loss")
     _timed(engine.accelerator, "backward", parts, "backward")
+    engine.add_callback(_AfterFirst(parts))
     trained = _train(engine, engine.fit)
-    if not cached:
-        # One epoch: what filling the table took is shared out over the steps, as TRL pays for it in each.
-        each = parts["reference"] / job.num_steps
-        trained.steps = [Run(None, run.seconds + each, run.cpu_seconds + each) for run in trained.steps]
-    return dataclasses.replace(trained, parts=parts)
+    # One epoch: what filling the table took is shared out over the steps, as TRL pays for it in each.
+    each = 0.0 if cached else parts["reference"] / job.num_steps
+    trained.steps = [Run(None, run.seconds + each, run.cpu_seconds + each) for run in trained.steps]
+    return dataclasses.replace(trained, parts=parts | {"reference": each * len(trained.steps)})
+
+
+class _AfterFirst(TrainerCallback):
+    """Forgets the parts of the first step, which is not timed; the table is filled before it."""
+
+    def __init__(self, parts: dict[str, float]) -> None:
+        self.parts = parts
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            self.parts |= {part: 0.0 for part in self.parts if part != "reference"}
 
 
 def _timed(owner: Any, name: str, parts: dict[str, float], part: str) -> None:

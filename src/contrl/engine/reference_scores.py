@@ -58,26 +58,30 @@ class ReferenceScores:
         """Whether ``prepare`` has been called."""
         return self.live is not None or bool(self.rows.values)
 
-    def prepare(self, method: Method, groups: Sequence[Group], pass_settings: PassSettings, *, outside: bool) -> None:
+    def prepare(
+        self, method: Method, steps: Sequence[Sequence[Group]], pass_settings: PassSettings, *, outside: bool
+    ) -> None:
         """Fill the table with the groups of a stage, and keep a live reference where a table is not enough.
 
         Args:
             method: says whether the reference moves.
-            groups: to look up later; empty when too few of them will be visited to be worth it.
+            steps: the groups to look up later, as the optimizer steps take them: run in the same passes, they are
+                rounded as the policy is, which in half precision shows. Empty when too few groups will be visited.
             pass_settings: how passes are run.
             outside: whether other rows may be asked for.
         """
         moves = method.reference == "ema" or method.sync_every > 0
-        wanted = [] if moves else [*groups, *contrasts(groups)]
+        wanted = [] if moves else [part for step in steps for part in (list(step), contrasts(step)) if part]
         if outside or not wanted:
             self.live = self.make()
         if wanted:
             with self._first(pass_settings.model) as model:
-                path = self._path(model, pass_settings)
+                path = self._path(model, pass_settings, wanted)
                 if path is not None:
                     self.rows.load(path)
                 known = len(self.rows.values)
-                fill(self.rows, wanted, lambda part: self._score(model, part, pass_settings), pass_settings.share)
+                for part in wanted:
+                    fill(self.rows, part, lambda rows: self._score(model, rows, pass_settings), pass_settings.share)
                 if path is not None and len(self.rows.values) > known and pass_settings.share[0] == 0:
                     self.rows.save(path)
 
@@ -90,12 +94,15 @@ class ReferenceScores:
             with (self.live or self.make()).model() as model:
                 yield model
 
-    def _path(self, model: nn.Module, settings: PassSettings) -> Path | None:
+    def _path(self, model: nn.Module, settings: PassSettings, steps: Sequence[Sequence[Group]]) -> Path | None:
         if self.cache is None:
             return None
         with settings.autocast():
             half = torch.is_autocast_enabled(settings.device.type)
-        return self.cache / f"{digest_of(model, half, settings.routing.temperature)}.safetensors"
+        half = half or next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
+        # What half precision rounds depends on which rows share a pass.
+        passes = [[group.row_id for group in step] for step in steps] if half else None
+        return self.cache / f"{digest_of(model, passes, settings.routing.temperature)}.safetensors"
 
     def _score(self, model: nn.Module, groups: Sequence[Group], settings: PassSettings) -> None:
         for part in plan_passes(

@@ -227,11 +227,9 @@ class Engine(Trainer):
         if work.reference is None:
             return
         visits_all = work.num_steps * work.prompts_per_step >= len(work.groups)
-        groups = work.groups if visits_all else []
-        if groups:
-            groups = groups + work.eval_groups
-        outside = work.strategy.adds_rows or (not groups)
-        work.reference.prepare(work.method, groups, self._settings(), outside=outside)
+        steps = [*work.first_epoch(self.args.world_size), work.eval_groups] if visits_all else []
+        outside = work.strategy.adds_rows or not visits_all
+        work.reference.prepare(work.method, steps, self._settings(), outside=outside)
 
     def move_reference(self, step: int) -> None:
         """After optimizer step ``step``: a reference that follows the policy takes its share of it."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from contrl.engine.batching import PADDING, BlockSampler
 from contrl.engine.online import RolloutWindow
 from contrl.engine.reference_scores import ReferenceScores
 from contrl.interfaces import Context, Group, Method, Row, Strategy, Task
@@ -49,6 +50,15 @@ class Work:
     eval_groups: list[Group] = field(default_factory=list)
     packed: bool = False
     optimizers: tuple[Any, Any] = (None, None)
+
+    def first_epoch(self, world_size: int) -> list[list[Group]]:
+        """The stage's groups as the steps of its first epoch take them; of several processes, all as one."""
+        if world_size > 1:
+            return [self.groups]
+        size = self.prompts_per_step
+        order = list(BlockSampler(len(self.groups), size, -(-len(self.groups) // size), 1, self.seed))
+        steps = [order[start : start + size] for start in range(0, len(order), size)]
+        return [[self.groups[index] for index in step if index != PADDING] for step in steps]
 
 
 class Rows(Dataset[Group | None]):
