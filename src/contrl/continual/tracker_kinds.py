@@ -11,6 +11,8 @@ import json
 import netrc
 import os
 import secrets
+import socket
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,9 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from contrl.continual.records import write_atomic
 from contrl.continual.run_folder import RunFolder
+
+REACH_SECONDS, STOP_SECONDS = 5.0, 20.0
+"""How long a server may take to answer, and W&B's service to stop."""
 
 WANDB_SURROUNDINGS = {
     "WANDB_SILENT": "true",
@@ -92,7 +97,7 @@ class Wandb(Tracker):
                 if why_offline:
                     raise
                 why_offline = shown(error)
-                wandb.teardown()  # its service still holds the id of the run that did not start
+                _teardown(wandb)  # its service still holds the id of the run that did not start
                 self._start(wandb, arguments, "offline")
             if why_offline:
                 again = f"wandb sync {Path(self.run.dir).parent}"
@@ -149,9 +154,41 @@ def _why_offline(wandb: Any) -> str:
     settings = wandb.setup().settings
     if settings.mode in ("offline", "dryrun"):
         return "as WANDB_MODE says"
-    if settings.mode == "disabled" or settings.api_key or settings.identity_token_file:
+    if settings.mode == "disabled":
         return ""
-    return "" if _has_login(str(settings.base_url)) else "no API key: WANDB_API_KEY or `wandb login`"
+    url = str(settings.base_url)
+    if settings.api_key or settings.identity_token_file or _has_login(url):
+        return _unreachable(url)
+    return "no API key: WANDB_API_KEY or `wandb login`"
+
+
+def _unreachable(url: str) -> str:
+    """Why the server cannot be reached, "" when it can or only a proxy knows.
+
+    Asked before a run is started online: W&B's service goes on trying, and then does not always let itself be stopped.
+    """
+    if any(os.environ.get(name) or os.environ.get(name.lower()) for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")):
+        return ""
+    server = urlsplit(url)
+    port = server.port or (80 if server.scheme == "http" else 443)
+    try:
+        socket.create_connection((server.hostname or "", port), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        return f"{server.hostname} cannot be reached: {shown(error)}"
+    return ""
+
+
+def _teardown(wandb: Any) -> None:
+    """Stop W&B's service, or give up on it.
+
+    Raises:
+        TimeoutError: it does not stop; this tracker is then dropped.
+    """
+    stopping = threading.Thread(target=wandb.teardown, daemon=True)
+    stopping.start()
+    stopping.join(STOP_SECONDS)
+    if stopping.is_alive():
+        raise TimeoutError("W&B's service does not stop")
 
 
 def _has_login(url: str) -> bool:
