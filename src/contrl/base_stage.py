@@ -24,7 +24,7 @@ from contrl.data.sources import fingerprint
 from contrl.data.token_cache import cache_folder
 from contrl.engine.checkpoint import whole_folder
 from contrl.errors import EnvironmentFault
-from contrl.experiment import build_strategy
+from contrl.experiment import build_strategy, find
 from contrl.faults import reach
 from contrl.interfaces import Stage, Task, TaskSequence
 from contrl.models.load import Policy, load_policy, weights_folder
@@ -84,7 +84,8 @@ def is_trained(config: RunConfig, base: BaseStageConfig, sequence: TaskSequence,
 
 def base_plan(config: RunConfig, base: BaseStageConfig, sequence: TaskSequence, ranks: Ranks) -> Plan:
     """The base stage as a sequence of one task that holds the train rows of all."""
-    rows = [{**row, "id": f"{task.name}/{row['id']}"} for task in sequence.tasks for row in task.train]
+    mixed = [{**row, "id": f"{task.name}/{row['id']}"} for task in sequence.tasks for row in task.train]
+    rows = find("method", base.method.name)(**base.method.fields).rows(mixed, lambda text: None)
     alone = replace(
         config,
         method=base.method,

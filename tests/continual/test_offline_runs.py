@@ -196,3 +196,14 @@ def test_a_source_without_preferences_is_left_out_with_one_line(runs: Runs) -> N
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     runs("run", **changes)
     assert sum("imitation" in line for line in runs.said) == 1
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_base_stage_imitates_only_what_is_preferred(method: str, runs: Runs) -> None:
+    """The chosen answers of both tasks, 8 rows each; not the pairs, and not the answers KTO takes apart as bad."""
+    changes = settings(runs, method) | {"method": method, "strategies": []}
+    training = {"learning_rate": 1e-3, "num_train_epochs": 1}
+    runs("run", **changes, base={"method": "sft", "training": training, "prompts_per_step": 4})
+    (folder,) = (path for path in (runs.folder / "cache").glob("base-*") if path.is_dir())
+    records = read_records(folder / "metrics.jsonl", ("stage", "step", "task", "name"))
+    assert max(record["step"] for record in records) == 4  # 16 rows, 4 a step

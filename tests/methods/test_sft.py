@@ -200,3 +200,19 @@ def test_impossible_fields_are_refused() -> None:
         SFT(loss_type=unknown)
     with pytest.raises(UserError, match="max_length is 1"):
         SFT(max_length=1)
+
+
+def test_answers_labelled_bad_are_not_imitated() -> None:
+    """Of pairs the chosen side, of labelled rows the good ones; a class label of other data (0, 1) is no judgement."""
+    said: list[str] = []
+    rows = [
+        {"id": "0", "prompt": "a", "chosen": "b", "rejected": "c"},
+        {"id": "1", "prompt": "a", "completion": "d", "label": True},
+        {"id": "2", "prompt": "a", "completion": "e", "label": False},
+        {"id": "3", "text": "f", "label": 0},
+        {"id": "4", "text": "g", "label": False},
+    ]
+    kept = SFT().rows(rows, said.append)
+    assert [row["id"] for row in kept] == ["0", "1", "3", "4"]
+    assert kept[0]["completion"] == "b"
+    assert said == ["1 of 5 rows left out: their answers are labelled bad"]

@@ -54,8 +54,11 @@ class SFT(Method):
             raise UserError(f"max_length is {self.max_length}", fix="use at least 2, or null to never cut")
 
     def rows(self, rows: Sequence[Row], say: Callable[[str], None]) -> list[Row]:
-        """Rows to imitate; preference pairs become their prompt with the chosen answer."""
-        return to_supervised(rows)
+        """Rows to imitate: of pairs the chosen answer; answers labelled bad are left out, and counted in one line."""
+        kept = [row for row in to_supervised(rows) if row.get("label") is not False or row.get("completion") is None]
+        if len(kept) < len(rows):
+            say(f"{len(rows) - len(kept)} of {len(rows)} rows left out: their answers are labelled bad")
+        return kept
 
     def prepare(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Group:
         """Raises UserError when no known column is there or nothing would be trained."""
