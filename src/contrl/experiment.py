@@ -149,11 +149,12 @@ def _as_method_takes(task: Task, method: PluginConfig, say: Callable[[str], None
 
 def _judged_by_model(task: Task, path: str, index: int, say: Callable[[str], None]) -> Task:
     """The task judged by a reward model: that of the task where each has its own."""
-    from contrl.rewards.model import RewardModel, resolve_reward_model
+    from contrl.rewards.model import ClassifierReward, resolve_reward_model
 
     folder, why = resolve_reward_model(path, index)
     say(f"task {task.name} is judged by {why}")
-    return replace(task, metric=Metric("eval_score", RewardModel(str(folder), load=load_scorer), correct_at=math.inf))
+    judge = ClassifierReward(str(folder), load=load_scorer)
+    return replace(task, metric=Metric("eval_score", judge, correct_at=math.inf))
 
 
 def _sequence(config: SequenceConfig, say: Callable[[str], None]) -> list[Task]:

@@ -13,7 +13,7 @@ import transformers as tf
 from contrl.errors import UserError
 from contrl.models.embedded import character_tokenizer, tiny
 from contrl.models.load import load_scorer
-from contrl.rewards.model import RewardModel, end_scores, label_index, resolve_reward_model, whole_ids
+from contrl.rewards.model import ClassifierReward, end_scores, label_index, resolve_reward_model, whole_ids
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": 100,
@@ -88,7 +88,7 @@ def test_an_encoders_own_logits_are_taken() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_scores_come_back_in_order_whatever_the_batch(batch_size: int, tmp_path: Path) -> None:
-    reward = RewardModel(saved(tmp_path), batch_size=batch_size)
+    reward = ClassifierReward(saved(tmp_path), batch_size=batch_size, load=load_scorer)
     prompts, completions = ["1+1=", "a", "what is it? ", "a"], ["2", "bcdefghijk", "", "b"]
     got = reward(prompts=prompts, completions=completions, other=[0] * 4)
     for score, prompt, completion in zip(got, prompts, completions, strict=True):
@@ -97,7 +97,7 @@ def test_scores_come_back_in_order_whatever_the_batch(batch_size: int, tmp_path:
 
 
 def test_it_is_loaded_at_the_first_call_in_eval_mode_without_gradient(tmp_path: Path) -> None:
-    reward = RewardModel(tmp_path / "later")
+    reward = ClassifierReward(tmp_path / "later", load=load_scorer)
     saved(tmp_path / "later")
     reward(prompts=["a"], completions=["b"])
     model = reward._ready()[0]
@@ -108,8 +108,8 @@ def test_it_is_loaded_at_the_first_call_in_eval_mode_without_gradient(tmp_path: 
 def test_a_text_that_is_too_long_loses_its_beginning(tmp_path: Path) -> None:
     name = saved(tmp_path)
     with pytest.warns(UserWarning, match="over 4 tokens lose their beginning"):
-        cut = RewardModel(name, max_length=4)(prompts=["abcdef"], completions=["ghi"])
-    assert cut == pytest.approx(RewardModel(name)(prompts=["g"], completions=["hi"]), abs=1e-5)
+        cut = ClassifierReward(name, max_length=4, load=load_scorer)(prompts=["abcdef"], completions=["ghi"])
+    assert cut == pytest.approx(ClassifierReward(name, load=load_scorer)(prompts=["g"], completions=["hi"]), abs=1e-5)
 
 
 # --- text and messages --------------------------------------------------------------------------------------
@@ -149,12 +149,12 @@ def test_a_label_is_chosen_by_name_or_number(tmp_path: Path) -> None:
     ids = [*TOKENIZER("ab")["input_ids"], TOKENIZER.eos_token_id]
     wanted = alone(classifier(**labels), ids)
     for label, index in (("good", 2), (0, 0), ("1", 1)):
-        assert RewardModel(name, label)(prompts=["a"], completions=["b"]) == pytest.approx(
+        assert ClassifierReward(name, label, load=load_scorer)(prompts=["a"], completions=["b"]) == pytest.approx(
             [float(wanted[index])], abs=1e-5
         )
     for label in (None, "best", 3):
         with pytest.raises(UserError, match="it has 0: bad, 1: fair, 2: good"):
-            RewardModel(name, label)(prompts=["a"], completions=["b"])
+            ClassifierReward(name, label, load=load_scorer)(prompts=["a"], completions=["b"])
 
 
 def test_the_only_label_needs_no_name() -> None:
@@ -169,22 +169,21 @@ def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
     model, tokenizer = tiny(0)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    for load in (None, load_scorer):
-        with pytest.raises(UserError, match="it has no head that scores"):
-            RewardModel(tmp_path, load=load)(prompts=["a"], completions=["b"])
+    with pytest.raises(UserError, match="it has no head that scores"):
+        ClassifierReward(tmp_path, load=load_scorer)(prompts=["a"], completions=["b"])
 
 
-def test_a_loader_may_be_given(tmp_path: Path) -> None:
-    """The run's own loader knows run folders and adapters; both give the same scores."""
+def test_a_run_folder_is_found_through(tmp_path: Path) -> None:
+    """The scores of a run folder are those of its last stage's model."""
     name = saved(tmp_path / "run" / "stages" / "1-a" / "final")
     rows: dict[str, Any] = {"prompts": ["a", "cd"], "completions": ["b", "e"]}
-    through_run = RewardModel(str(tmp_path / "run"), load=load_scorer)(**rows)
-    assert through_run == pytest.approx(RewardModel(name)(**rows), abs=1e-6)
+    through_run = ClassifierReward(str(tmp_path / "run"), load=load_scorer)(**rows)
+    assert through_run == pytest.approx(ClassifierReward(name, load=load_scorer)(**rows), abs=1e-6)
 
 
-def test_a_folder_without_a_whole_model_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="contrl merge"):
-        RewardModel(tmp_path)(prompts=["a"], completions=["b"])
+def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no model"):
+        ClassifierReward(tmp_path, load=load_scorer)(prompts=["a"], completions=["b"])
 
 
 # --- which one for which task -------------------------------------------------------------------------------

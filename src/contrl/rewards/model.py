@@ -6,17 +6,14 @@ score is read by the attention mask, so that neither the padding side nor a pad 
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging
 
 from contrl.errors import UserError
 
@@ -24,7 +21,7 @@ Loaded = tuple[Any, Any]
 """A classifier and its tokenizer."""
 
 
-class RewardModel:
+class ClassifierReward:
     """A reward: the score a classifier gives to prompt + completion, as one number per completion.
 
     Args:
@@ -34,7 +31,7 @@ class RewardModel:
         max_length: longest text in tokens; None takes what the model's positions allow. Longer ones lose their
             beginning, so that the completion is always seen.
         device: where it runs; None takes a GPU where there is one.
-        load: gives model and tokenizer of a name, on the first call; the default knows whole models.
+        load: gives model and tokenizer of a name, on the first call: ``contrl.models.load.load_scorer``.
     """
 
     def __init__(
@@ -43,13 +40,13 @@ class RewardModel:
         label: str | int | None = None,
         batch_size: int = 16,
         *,
+        load: Callable[[str], Loaded],
         max_length: int | None = None,
         device: torch.device | str | None = None,
-        load: Callable[[str], Loaded] | None = None,
     ) -> None:
         self.name, self.label, self.batch_size, self.max_length = str(name), label, batch_size, max_length
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._load = load or load_whole
+        self._load = load
         self._loaded: Loaded | None = None
         self._index = 0
 
@@ -201,46 +198,3 @@ def resolve_reward_model(path: str | Path, index: int | None = None) -> tuple[Pa
 def _holds_model(folder: Path) -> bool:
     places = (folder, folder / "final", *folder.glob("stages/*/final"))
     return any((place / name).exists() for place in places for name in ("config.json", "adapter_config.json"))
-
-
-def load_whole(name: str) -> Loaded:
-    """A classifier that is saved whole, and its tokenizer.
-
-    Raises:
-        UserError: when it cannot be read, or is no classifier: a head drawn at random would score nothing.
-    """
-    folder = next((place for place in (Path(name), Path(name) / "final") if (place / "config.json").exists()), None)
-    place, local = (name, False) if folder is None else (str(folder), True)
-    if folder is None and Path(name).exists():
-        raise UserError(
-            "the folder holds no whole classifier", where=name, fix="merge its adapter first: contrl merge --help"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
-        with _quiet():
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                place, local_files_only=local, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            "the reward model cannot be read", where=name, why=(str(error).strip().splitlines() or [""])[0]
-        ) from error
-    if loading["missing_keys"]:
-        raise UserError(
-            "this is no reward model: it has no head that scores",
-            where=name,
-            why=f"weights are missing: {', '.join(sorted(loading['missing_keys'])[:3])}",
-            fix="train one: contrl reward --help",
-        )
-    return model, tokenizer
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No report of missing weights: they are an error here."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
