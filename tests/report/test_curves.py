@@ -51,6 +51,22 @@ def test_what_is_not_finite_is_counted_and_left_out(tmp_path):
     assert [(c.name, c.segments[0].points) for c in training.curves] == [("loss", ((2, 1.0),))]
 
 
+def test_what_is_judged_between_stages_is_no_training_curve(tmp_path):
+    log(tmp_path, (0, 0, "a", "eval/margin", 0.1), (1, 0, "a", "eval/margin", 0.2), (1, 1, "a", "eval_loss", 0.3))
+    assert [curve.name for curve in read_training(tmp_path).curves] == ["eval_loss"]
+
+
+def test_the_names_of_pairs_come_before_the_loss(tmp_path):
+    names = ["loss", "epoch", "rewards/margins", "rewards/accuracies"]
+    log(tmp_path, *((1, 1, "a", name, 1.0) for name in names))
+    assert [c.name for c in read_training(tmp_path).curves] == [
+        "rewards/accuracies",
+        "rewards/margins",
+        "loss",
+        "epoch",
+    ]
+
+
 def test_the_most_telling_names_come_first(tmp_path):
     names = ["zebra", "loss", "train/reward", "alpha", "success"]
     log(tmp_path, *((1, 1, "a", name, 1.0) for name in names))

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Arial, sans-serif"
 
+FEW_POINTS = 40
+"""Up to so many points of a training curve are marked one by one."""
+
 
 def score_range(results: Results) -> tuple[float, float]:
     """The scale of all score charts: 0..1 when every score lies there, else from the lowest to the highest."""
@@ -130,7 +133,8 @@ def training_curve(results: Results, training: Training, curve: Curve) -> Spec:
         for segment in curve.segments
         for step, value in segment.points
     ]
-    line = alt.Chart(alt.NamedData("points")).mark_line(strokeWidth=1.5)
+    # A stage that logged once has no line to draw, only a point.
+    line = alt.Chart(alt.NamedData("points")).mark_line(strokeWidth=1.5, point=len(points) <= FEW_POINTS)
     line = line.encode(
         x=x,
         y=y,

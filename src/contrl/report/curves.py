@@ -16,8 +16,22 @@ from typing import Any
 from contrl.continual.results import read_records
 
 MAX_POINTS = 600
+JUDGED = "eval/"
+"""Begins the names of what is measured between stages: values of the results matrix's rows, not of training steps."""
 # What a reader looks for first, whatever the method; a policy loss says little, so loss comes after these.
-FIRST = ("reward", "success", "accuracy", "margin", "kl", "entropy", "loss", "completion_length", "grad_norm")
+FIRST = (
+    "reward",
+    "success",
+    "accuracy",
+    "accuracies",
+    "margin",
+    "margins",
+    "kl",
+    "entropy",
+    "loss",
+    "completion_length",
+    "grad_norm",
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,8 @@ def read_training(folder: Path) -> Training:
         if not isinstance(stage, int) or not isinstance(step, int):
             continue  # not a step of a stage of the sequence
         lengths[stage] = max(step, lengths.get(stage, 0))
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        judged = str(record["name"]).startswith(JUDGED)
+        if judged or isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if not isfinite(value):
             not_finite[record["name"]] = not_finite.get(record["name"], 0) + 1
