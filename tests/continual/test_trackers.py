@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from contrl.continual import tracker_kinds
 from contrl.continual.logs import MetricsLog
 from contrl.continual.run_folder import RunFolder
 from contrl.continual.tracker_kinds import WANDB_SURROUNDINGS
@@ -204,6 +207,16 @@ def test_a_server_that_cannot_be_reached_means_offline(world: World, monkeypatch
     written = [path for path in world.folder.path.rglob("*") if path.is_file() and not path.is_symlink()]
     assert not [path for path in written if key.encode() in path.read_bytes()]
     assert not any(key in line for line in world.said)
+
+
+def test_a_service_that_does_not_stop_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in whose teardown waits for ever, as W&B's once did: bounded, and told as what it is."""
+    never = threading.Event()
+    monkeypatch.setattr(tracker_kinds, "STOP_SECONDS", 0.05)
+    with pytest.raises(TimeoutError, match="W&B's service does not stop"):
+        tracker_kinds._teardown(SimpleNamespace(teardown=never.wait))
+    never.set()
+    tracker_kinds._teardown(SimpleNamespace(teardown=lambda: None))
 
 
 def test_a_login_in_the_netrc_file_is_a_key(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,11 +75,15 @@ def test_two_ranks_make_the_steps_of_one(name: str, folder: Path, tmp_path: Path
 
 @pytest.mark.parametrize("name", LIKE_ONE)
 def test_metrics_are_those_of_one_process(name: str, folder: Path, tmp_path: Path) -> None:
-    """Every logged mean and count, time apart: what a rank runs only to keep the others company is not counted."""
+    """Every logged mean and count, time apart: what a rank runs only to keep the others company is not counted.
+
+    Before the first step the policy is its reference, and whether a margin of rounding is above zero is chance.
+    """
     alone, _ = run(name, scenarios()[name], tmp_path)
     first, _ = told(folder, name, 0)
-    for mine, wanted in zip(first["logs"], alone["logs"], strict=True):
-        for key in sorted(wanted.keys() - {"seconds"} - (PER_PASS if name == "kto" else set())):
+    for step, (mine, wanted) in enumerate(zip(first["logs"], alone["logs"], strict=True)):
+        apart = {"seconds"} | (PER_PASS if name == "kto" else set()) | (set() if step else {"rewards/accuracies"})
+        for key in sorted(wanted.keys() - apart):
             assert mine[key] == pytest.approx(wanted[key], rel=2e-5, abs=1e-6), key
 
 

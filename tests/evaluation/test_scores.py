@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +14,18 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from contrl.errors import UserError
-from contrl.evaluation.scores import Item, Settings, TaskScore, evaluate_task, in_order, score_share, summarise
+from contrl.evaluation.scores import (
+    Item,
+    Settings,
+    TaskScore,
+    evaluate_task,
+    in_order,
+    remember_start,
+    score_share,
+    summarise,
+)
 from contrl.interfaces import LIKELIHOOD, Metric, Row, Task
+from contrl.methods.dpo import DPO
 from contrl.models.embedded import character_tokenizer
 
 TOKENIZER = character_tokenizer()
@@ -225,3 +236,67 @@ def test_a_row_without_a_prompt_cannot_be_judged_by_its_completion(model: Any) -
     rows: list[Row] = [{"id": "0", "prompt": "a"}, {"id": "1", "text": "a"}]
     with pytest.raises(UserError, match=r"task a: row 1 has no prompt to complete\n.*judge the task by logp"):
         evaluate_task(model, TOKENIZER, Task("a", [], rows, metric=Metric("m", share_of_letters)), SETTINGS)
+
+
+# --- judged by the method, by source, by sampling -----------------------------------------------------------------
+
+PAIRS: list[Row] = [
+    {"id": f"p{i}", "prompt": f"{i}?", "chosen": "yno"[i % 3 :], "rejected": "noyes"[i:], "source": "ab"[i % 2]}
+    for i in range(5)
+]
+
+
+def change(model: Any, row: Row, moved: Any) -> float:
+    """By how much the chosen side gained on the rejected one, from plain log-probabilities of both models."""
+
+    def margin(of: Any) -> float:
+        sums = []
+        for side in ("chosen", "rejected"):
+            prompt, whole = TOKENIZER(row["prompt"])["input_ids"], TOKENIZER(row["prompt"] + row[side])["input_ids"]
+            ids = torch.tensor([[*whole, TOKENIZER.eos_token_id]])
+            with torch.no_grad():
+                logps = of(input_ids=ids).logits[0].log_softmax(-1)
+            at = torch.arange(len(prompt) - 1, ids.shape[1] - 1)
+            sums.append(float(logps[at, ids[0, 1:][at]].sum()))
+        return sums[0] - sums[1]
+
+    return margin(moved) - margin(model)
+
+
+def test_pairs_are_judged_by_the_change_since_the_start(model: Any) -> None:
+    """All ties before training; afterwards each item's margin is that of the models' own log-probabilities."""
+    task, settings = Task("a", [], PAIRS, metric=LIKELIHOOD), Settings(6, method=DPO())
+    model = copy.deepcopy(model).float()  # the start is kept in single precision
+    remember_start(model, TOKENIZER, task, settings)
+    start = evaluate_task(model, TOKENIZER, task, settings)
+    assert (start.metric, start.value, start.extras["margin"]) == ("accuracy", 0.5, pytest.approx(0, abs=1e-6))
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        noise = torch.randn(moved.lm_head.weight.shape, generator=torch.Generator().manual_seed(1))
+        moved.lm_head.weight.add_(0.3 * noise)
+    after = evaluate_task(moved, TOKENIZER, task, settings)
+    wanted = [change(model, row, moved) for row in PAIRS]
+    assert [item.extras["margin"] for item in after.items] == pytest.approx(wanted, abs=1e-4)
+    assert [item.score for item in after.items] == [float(value > 0) for value in wanted]
+    assert len({item.score for item in after.items}) == 2, "a judge that says the same of every pair shows nothing"
+
+
+def test_sources_are_told_apart(model: Any) -> None:
+    """Rows 0, 2, 4 are of a, rows 1 and 3 of b; one source alone is not broken down."""
+    task, settings = Task("a", [], PAIRS, metric=Metric("letters", share_of_letters)), Settings(6)
+    score = evaluate_task(model, TOKENIZER, task, settings)
+    by_hand = [item.score for item in score.items if item.score is not None]
+    assert score.by_source == pytest.approx({"a": sum(by_hand[0::2]) / 3, "b": sum(by_hand[1::2]) / 2})
+    alone = Task("a", [], PAIRS[:1], metric=Metric("letters", share_of_letters))
+    assert evaluate_task(model, TOKENIZER, alone, settings).by_source == {}
+
+
+def test_sampled_answers_follow_from_the_seed(model: Any) -> None:
+    task = Task("a", [], ROWS, metric=Metric("letters", share_of_letters))
+
+    def answers(temperature: float, seed: int) -> list[str]:
+        score = evaluate_task(model, TOKENIZER, task, Settings(6, temperature=temperature, seed=seed))
+        return [item.completion for item in score.items]
+
+    assert answers(3.0, 1) == answers(3.0, 1) != answers(3.0, 2)
+    assert answers(0.0, 1) == answers(0.0, 2)

@@ -53,7 +53,9 @@ def test_what_is_not_finite_is_counted_and_left_out(tmp_path):
 
 def test_what_is_judged_between_stages_is_no_training_curve(tmp_path):
     log(tmp_path, (0, 0, "a", "eval/margin", 0.1), (1, 0, "a", "eval/margin", 0.2), (1, 1, "a", "eval_loss", 0.3))
-    assert [curve.name for curve in read_training(tmp_path).curves] == ["eval_loss"]
+    training = read_training(tmp_path)
+    assert [curve.name for curve in training.curves] == ["eval_loss"]
+    assert training.starts == {1: 0}
 
 
 def test_the_names_of_pairs_come_before_the_loss(tmp_path):

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from contrl.data.chat import encode_prompt, is_conversational, template_options
 from contrl.data.formats import encode_row
+from contrl.data.tokens import prepare_rows
 from contrl.engine.batching import plan_passes, to_batch
 from contrl.engine.forward import Routing, head_of, score_batch
 from contrl.engine.lm_head import LMHead
@@ -190,7 +191,7 @@ def _judged(
     """Teacher-forced: the rows' own completions, scored as the method says."""
     method = settings.method
     assert method is not None
-    groups = [method.prepare(row, tokenizer) for row in rows]
+    groups = _prepared(rows, method, tokenizer)
     found: dict[str, dict[str, float]] = {}
     with torch.no_grad():
         for part, batch, out in _passes(model, groups, method, settings):
@@ -207,6 +208,16 @@ def _judged(
         correct = score is not None and score >= LIKELIHOOD.correct_at
         items.append(Item(group.row_id, _shown(_asked(group.row)), "", score, correct, values_of))
     return items
+
+
+def _prepared(rows: Sequence[Row], method: Method, tokenizer: PreTrainedTokenizerBase) -> list[Group]:
+    """Every row as a group, from the cache after the first stage; raises the UserError of one that cannot be used."""
+    groups = []
+    for made in prepare_rows(rows, method, tokenizer):
+        if isinstance(made, UserError):
+            raise made
+        groups.append(made)
+    return groups
 
 
 def _passes(
@@ -228,7 +239,7 @@ def remember_start(model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: T
     if method is None or not method.judges_change or not _is_judged(task, settings):
         return
     rows = list(task.eval)[settings.rank :: settings.world_size]
-    unknown = settings.start.missing([method.prepare(row, tokenizer) for row in rows])
+    unknown = settings.start.missing(_prepared(rows, method, tokenizer))
     with evaluating(model), torch.no_grad():
         for _, batch, out in _passes(model, unknown, method, settings):
             settings.start.add(batch, out.logps)

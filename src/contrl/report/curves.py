@@ -75,11 +75,10 @@ def read_training(folder: Path) -> Training:
     not_finite: dict[str, int] = {}
     for record in records:
         stage, step, task, value = record["stage"], record["step"], str(record["task"]), record.get("value")
-        if not isinstance(stage, int) or not isinstance(step, int):
+        if not isinstance(stage, int) or not isinstance(step, int) or str(record["name"]).startswith(JUDGED):
             continue  # not a step of a stage of the sequence
         lengths[stage] = max(step, lengths.get(stage, 0))
-        judged = str(record["name"]).startswith(JUDGED)
-        if judged or isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if not isfinite(value):
             not_finite[record["name"]] = not_finite.get(record["name"], 0) + 1
