@@ -106,6 +106,7 @@ def main(folder: Path) -> None:
         save_file(
             {key: value.contiguous().clone() for key, value in tensors.items()}, folder / f"{name}-{rank}.safetensors"
         )
+    torch.distributed.barrier()  # a rank that leaves early closes connections under the other
     torch.distributed.destroy_process_group()
 
 
