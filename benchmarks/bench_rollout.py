@@ -3,6 +3,7 @@
 Same weights, prompts, temperature and end token, float32. ``generate`` prefills each prompt once per sample and decodes
 every row until the last one ends; contrl prefills a prompt once and drops finished rows. What that is worth depends on
 how early answers end: so one set of prompts has short answers, one has mixed ones, and one run disables the end token.
+On a GPU where there is one. Every answer is fetched from the device, so the clock stops after the last token.
 """
 
 from __future__ import annotations
@@ -95,8 +96,9 @@ class Prompts:
 
         self.ids = [encode_prompt(messages(turns), self.tokenizer) for turns in self.conversations]
         width = max(len(ids) for ids in self.ids)
-        self.padded = torch.tensor([[0] * (width - len(ids)) + ids for ids in self.ids])
-        self.seen = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in self.ids])
+        device = self.model.device
+        self.padded = torch.tensor([[0] * (width - len(ids)) + ids for ids in self.ids], device=device)
+        self.seen = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in self.ids], device=device)
         self.end = int(self.model.generation_config.eos_token_id)
 
     def contrl(self, seed: int, *, ends: bool = True) -> Lengths:
@@ -148,7 +150,7 @@ def peer(prompts: Prompts, folder: str) -> Callable[[int], Lengths]:
         beta=0.0,
         gradient_checkpointing=False,
         bf16=False,
-        use_cpu=True,
+        use_cpu=prompts.model.device.type == "cpu",
         report_to=[],
     )
     trainer = RLOOTrainer(
@@ -188,8 +190,10 @@ def summary(prompts: str, name: str, runs: Sequence[Run], reference: Sequence[Ru
 
 def measure(options: Options) -> tuple[list[list[object]], dict[str, Any]]:
     """Run all variants in alternation; returns the table's rows and the raw numbers."""
+    import torch
+
     model, tokenizer = side_by_side.smollm2(options.threads)
-    model.eval()
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     short, mixed = Prompts(SHORT, model, tokenizer), Prompts(MIXED, model, tokenizer)
     variants: dict[str, Callable[[int], Lengths]] = {
         "short answers / contrl": short.contrl,

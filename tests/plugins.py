@@ -21,6 +21,11 @@ def digits(*, prompts: list[str], completions: list[str], **columns: list[Any]) 
     return [sum(letter.isdigit() for letter in text) / 6 + len(text) / 100 for text in completions]
 
 
+def nothing(*, completions: list[str], **columns: list[Any]) -> list[None]:
+    """Does not apply to anything."""
+    return [None] * len(completions)
+
+
 calls = 0
 """How often ``digits_asking_to_stop`` was called in this process."""
 

@@ -146,8 +146,10 @@ def sha(path: Path) -> str:
 
 
 def weights(folder: Path) -> dict[str, str]:
-    """Name of each weights file of a model folder -> its hash."""
-    return {path.name: sha(path) for path in sorted(folder.glob("*model*.safetensors"))}
+    """Name of each weights file of a model folder -> its hash; the value function's too."""
+    patterns = ("*model*.safetensors", "value_head.safetensors", "value/*.safetensors")
+    found = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    return {path.relative_to(folder).as_posix(): sha(path) for path in found}
 
 
 def scores(run: Path) -> dict[tuple[int, str, str], tuple[float, int, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from contrl.experiment import (
 )
 from contrl.interfaces import LIKELIHOOD, Method, Metric, Strategy
 from contrl.rewards.countdown import countdown_reward
+from contrl.rewards.functions import Rewards
+from contrl.rewards.rules import Length
 from contrl.strategies.composite import Composite
 from contrl.strategies.replay import Replay
 from tests import runs as small
@@ -200,6 +203,103 @@ def test_a_metric_is_found_by_name_by_path_and_by_reward() -> None:
     assert build_metric("countdown").name == "success", "a reward that gives credit for trying is no success"
     assert build_metric("tests.plugins:digits") == Metric("digits", digits)
     assert build_metric("contrl.rewards.countdown:countdown_reward").score is countdown_reward
+
+
+# --- rewards ------------------------------------------------------------------------------------------
+
+CLASS = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Near:
+    target: int = 3
+
+    def __call__(self, *, completions, **columns):
+        return [-abs(len(text) - self.target) for text in completions]
+
+def half(completions, **columns):
+    return [0.5 for _ in completions]
+"""
+
+
+def rewarded(runs: Runs, **changes: Any) -> tuple[Any, ...]:
+    """The two tasks, their own reward taken away."""
+    config = runs.config(**changes)
+    for task in config["tasks"]:
+        del task["reward"]
+    return tuple(tasks_of(config))
+
+
+def test_several_rewards_with_weights(runs: Runs) -> None:
+    """-|2 - 5| x 2 + 0.5 x -1 = -6.5, each under its own name."""
+    module = write(runs.folder, "several", CLASS)
+    functions = [f"{module}:Near(target=5)", f"{module}:half"]
+    sums, doubles = rewarded(runs, rewards={"functions": functions, "weights": [2, -1]})
+    assert isinstance(sums.reward, Rewards)
+    assert [function.name for function in sums.reward] == ["Near", "half"]
+    assert sums.reward(prompts=["?"], completions=["ab"], id=["0"]) == [-6.5]
+    assert sums.metric.name == "reward"
+    assert sums.reward[0].call is doubles.reward[0].call, "what is shared is made once"
+
+
+def test_a_task_keeps_its_own_reward_and_a_sequence_takes_the_files(runs: Runs) -> None:
+    config = runs.config(rewards={"functions": "length(target=3)"})
+    assert [task.reward for task in tasks_of(config)] == [digits, digits]
+    sequence = {"name": "countdown", "groups": ["plus"], "train_size": 20, "test_size": 4, "num_operands": [3]}
+    (task,) = tasks_of({**config, "tasks": {**sequence, "max_number": 20, "allow_fewer": True}})
+    assert task.reward == Length(target=3)
+    assert task.metric.name == "success", "how it is judged stays"
+
+
+@pytest.mark.parametrize(
+    ("functions", "metric"),
+    [
+        (["length(target=3)", "countdown"], "success"),
+        (["exact_match", "length"], "exact_match"),
+        (["length"], "length"),
+        (["length", "think_format"], "reward"),
+        (["classifier(model={model})"], "eval_score"),
+    ],
+)
+def test_a_task_is_judged_by_a_verifier_or_by_what_it_is_rewarded_for(
+    runs: Runs, functions: list[str], metric: str
+) -> None:
+    named = [text.format(model=runs.world / "model") for text in functions]
+    assert [task.metric.name for task in rewarded(runs, rewards={"functions": named})] == [metric, metric]
+
+
+def test_pairs_give_their_prompts_to_methods_that_sample(runs: Runs) -> None:
+    rows = [{"prompt": f"{i // 2}=", "chosen": "1", "rejected": "2", "target": i} for i in range(6)]
+    (runs.folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = runs.config(tasks=[{"name": "pairs", "data": "pairs.jsonl", "reward": "length"}])
+    said: list[str] = []
+    (task,) = tasks_of(config, said.append)
+    assert [dict(row) for row in task.train] == [
+        {"prompt": f"{i}=", "target": 2 * i, "id": str(2 * i)} for i in range(3)
+    ]
+    assert said == ["task pairs: 6 pairs ask 3 different questions; each is a prompt once"]
+    (task,) = tasks_of({**config, "method": "dpo"})
+    assert len(task.train) == 6
+
+
+def test_rows_to_judge_by_may_be_made_by_a_function(runs: Runs) -> None:
+    module = write(runs.folder, "made", "def rows():\n    return [{'prompt': 'a='}]\n")
+    config = runs.config(
+        tasks=[{"name": "a", "data": f"{module}:rows", "eval_data": f"{module}:rows", "reward": "length"}]
+    )
+    (task,) = tasks_of(config)
+    assert task.train == task.eval == [{"prompt": "a=", "id": "0"}]
+
+
+def test_a_judge_keeps_its_answers_where_other_runs_find_them(runs: Runs) -> None:
+    """On disk in the cache, so a restart asks nothing twice; the key is in no field."""
+    pytest.importorskip("openai")
+    functions = "judge(url='http://127.0.0.1:9/v1', model=m, max_calls=3)"
+    sums, _ = rewarded(runs, rewards={"functions": functions})
+    assert (sums.reward.max_calls, sums.reward.cache) == (3, str(runs.folder / "cache" / "judge"))
+    config = load(runs.config(rewards={"functions": functions}), resolve=find)
+    assert "api_key" not in config.text
+    assert load(config.text, resolve=find).config == config.config
 
 
 # --- strategies ---------------------------------------------------------------------------------------

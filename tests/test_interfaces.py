@@ -18,6 +18,7 @@ from contrl.interfaces import (
     Method,
     OnlineMethod,
     Outputs,
+    Pool,
     Stage,
     Strategy,
     Task,
@@ -122,4 +123,4 @@ def test_what_a_method_must_define_says_so() -> None:
     with pytest.raises(NotImplementedError):
         Method().count([])
     with pytest.raises(NotImplementedError):
-        OnlineMethod().credit([])
+        OnlineMethod().credit([], Pool())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from contrl.continual.rotation import Rotation
 from contrl.errors import UserError
 from contrl.experiment import build_tasks, find
 from contrl.interfaces import TaskSequence
-from contrl.planning import announce, build_plan, load_of
+from contrl.models.load import load_tokenizer
+from contrl.planning import announce, build_plan, load_of, usable
 from tests import runs as small
 from tests.runs import Runs
 
@@ -118,3 +120,34 @@ def test_the_demo_takes_about_as_long_as_it_says() -> None:
     tiny = Size(1_062_528, 1_062_528)
     assert 145 / 2 < seconds(tiny, base, 105e9) < 145 * 2
     assert 4 * 37 / 2 < seconds(tiny, main, 105e9) < 4 * 37 * 2
+
+
+def test_rewards_and_answers_to_judge_reach_the_plan(runs: Runs) -> None:
+    changes: dict[str, Any] = {
+        "rewards": {"errors": "missing", "seconds": 2},
+        "evaluation": {"num_samples": 4, "temperature": 0.7},
+    }
+    config = load(runs.config(**changes), resolve=find).config
+    plan = build_plan(config, sequence_of(config), 1)
+    assert (plan.scoring.errors, plan.scoring.seconds) == ("missing", 2.0)
+    assert (plan.num_samples, plan.temperature) == (4, 0.7)
+
+
+def test_prompts_that_are_too_long_are_left_out(runs: Runs) -> None:
+    """Of the prompts "s0+0=" ... "s11+11=" those below ten have five characters and an end token or less."""
+    config = load(runs.config(max_prompt_tokens=5), resolve=find).config
+    sequence = sequence_of(config)
+    said: list[str] = []
+    plan = build_plan(config, sequence, 1)
+    kept = usable(sequence, plan, load_tokenizer(config.model), said.append)
+    for task, before in zip(kept.tasks, sequence.tasks, strict=True):
+        assert [row["prompt"] for row in task.train] == [r["prompt"] for r in before.train if len(r["prompt"]) <= 5]
+        assert all(len(row["prompt"]) <= 5 for row in task.eval)
+    assert said[0].startswith("task sums: ")
+    assert said[0].endswith("of 8 prompts have more than 5 tokens: left out")
+    short = replace(plan, max_prompt_tokens=1)
+    with pytest.raises(UserError, match="task sums has no prompt of at most 1 tokens"):
+        usable(sequence, short, load_tokenizer(config.model), said.append)
+    offline = load(runs.config(max_prompt_tokens=1, method="sft"), resolve=find).config
+    whole = sequence_of(offline)
+    assert usable(whole, build_plan(offline, whole, 1), load_tokenizer(config.model), said.append) == whole

@@ -1,4 +1,4 @@
-"""SFT and DPO pipeline: --method sft, dpo, rloo or eval."""
+"""SFT, DPO and RLOO pipeline: --method sft, dpo, rloo or eval."""
 
 import sys
 

@@ -41,6 +41,9 @@ _PUBLIC = {
         ),
         "contrl.trainers.faces",
     ),
+    **dict.fromkeys(("GRPOTrainer", "PPOTrainer", "RLOOTrainer"), "contrl.trainers.online_faces"),
+    **dict.fromkeys(("GRPOConfig", "RLOOConfig"), "contrl.trainers.online_configs"),
+    "PPOConfig": "contrl.trainers.ppo_config",
     **dict.fromkeys(
         ("CPOConfig", "DPOConfig", "KTOConfig", "ORPOConfig", "RewardConfig", "SFTConfig"),
         "contrl.trainers.configs",
@@ -48,6 +51,10 @@ _PUBLIC = {
     **dict.fromkeys(
         ("ModelConfig", "create_reference_model", "get_peft_config", "get_quantization_config"),
         "contrl.models.compat",
+    ),
+    **dict.fromkeys(
+        ("AutoModelForCausalLMWithValueHead", "AutoModelForSeq2SeqLMWithValueHead"),
+        "contrl.models.value_models",
     ),
     **dict.fromkeys(
         (

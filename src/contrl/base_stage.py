@@ -28,6 +28,7 @@ from contrl.experiment import build_strategy, find
 from contrl.faults import reach
 from contrl.interfaces import Stage, Task, TaskSequence
 from contrl.models.load import Policy, load_policy, weights_folder
+from contrl.models.value_head import without_value
 from contrl.planning import build_plan
 
 STAGE = Stage(1, ("base",))
@@ -68,7 +69,8 @@ def _content(name: str) -> str | None:
 def save_policy(policy: Policy, folder: Path) -> None:
     """Save weights and tokenizer, whole or not at all."""
     with whole_folder(folder) as staging:
-        policy.model.save_pretrained(staging)
+        with without_value(policy.model):
+            policy.model.save_pretrained(staging)
         policy.tokenizer.save_pretrained(staging)
 
 

@@ -17,17 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from contrl.config import PluginConfig, RunConfig, SequenceConfig, TaskConfig
+from contrl.data.prompts import to_prompts
 from contrl.data.sources import find_splits, hold_out, overlap, read_rows, with_ids
+from contrl.data.token_cache import cache_folder
 from contrl.errors import UserError
 from contrl.interfaces import LIKELIHOOD, Method, Metric, OnlineMethod, Reward, Row, Stage, Strategy, Task, TaskSequence
 from contrl.models.load import load_scorer
+from contrl.rewards.functions import RewardFunction, Rewards, name_of
+from contrl.rewards.model import ClassifierReward, resolve_reward_model
 from contrl.strategies.composite import combine
 
 METHODS = {
     "cpo": "contrl.methods.cpo:CPO",
     "dpo": "contrl.methods.dpo:DPO",
+    "grpo": "contrl.methods.grpo:GRPO",
     "kto": "contrl.methods.kto:KTO",
     "orpo": "contrl.methods.orpo:ORPO",
+    "ppo": "contrl.methods.ppo:PPO",
     "reward": "contrl.methods.reward_model:RewardModel",
     "rloo": "contrl.methods.rloo:RLOO",
     "sft": "contrl.methods.sft:SFT",
@@ -39,11 +45,22 @@ STRATEGIES = {
 SEQUENCES = {
     "countdown": "contrl.continual.sequences:Countdown",
     "dataset": "contrl.continual.sequences:Dataset",
+    "part": "contrl.continual.parts:Part",
 }
 REWARDS = {
+    "accuracy": "contrl.rewards.rules:Accuracy",
+    "classifier": "contrl.experiment:Classifier",
+    "cosine": "contrl.rewards.rules:Cosine",
     "countdown": "contrl.rewards.countdown:countdown_reward",
     "exact_match": "contrl.rewards.rules:exact_match",
+    "judge": "contrl.rewards.remote:RemoteReward",
+    "length": "contrl.rewards.rules:Length",
+    "overlong": "contrl.rewards.rules:Overlong",
+    "repetition": "contrl.rewards.rules:Repetition",
+    "think_format": "contrl.rewards.rules:think_format",
 }
+MODELS = ("classifier", "judge")
+"""Rewards that are models."""
 METRICS = {
     "success": "contrl.continual.sequences:COUNTDOWN_METRIC",
     "exact_match": "contrl.rewards.rules:exact_match",
@@ -51,6 +68,8 @@ METRICS = {
 }
 JUDGED_BY = {"countdown": "success"}
 """The metric of a task that names only a reward, where the two differ."""
+SCORE = "eval_score"
+"""The metric of a reward model, whose scores have no mark that means correct."""
 
 _KINDS = {
     "method": METHODS,
@@ -121,10 +140,19 @@ def build_tasks(config: RunConfig, say: Callable[[str], None] = lambda text: Non
     Raises:
         UserError: for rows that cannot be read, or names that occur twice.
     """
+    chosen = RewardChoice(say)
     if isinstance(config.tasks, SequenceConfig):
         tasks = _sequence(config.tasks, say)
     else:
-        tasks = [_task(task, config.seed) for task in config.tasks]
+        tasks = [_task(task, config.seed, chosen, i) for i, task in enumerate(config.tasks)]
+    given = config.rewards
+    if given.functions:
+        # A sequence's tasks are made by code, so what the file says of all rewards is the only way to change theirs.
+        own = set() if isinstance(config.tasks, SequenceConfig) else {task.name for task in config.tasks if task.reward}
+        tasks = [
+            task if task.name in own else chosen.given_to(task, given.functions, given.weights, i)
+            for i, task in enumerate(tasks)
+        ]
     tasks = [_as_method_takes(task, config.method, say) for task in tasks]
     if config.evaluation.reward_model is not None:
         tasks = [_judged_by_model(task, config.evaluation.reward_model, i, say) for i, task in enumerate(tasks)]
@@ -141,7 +169,12 @@ def build_tasks(config: RunConfig, say: Callable[[str], None] = lambda text: Non
 def _as_method_takes(task: Task, method: PluginConfig, say: Callable[[str], None]) -> Task:
     """The task with its rows as the method wants them, and judged by the method where nothing else judges it."""
     made: Method = find("method", method.name)(**{**method.fields, **task.method})
-    train, held_out = made.rows(task.train, say), made.rows(task.eval, lambda text: None)
+    train, held_out = list(task.train), list(task.eval)
+    if isinstance(made, OnlineMethod):
+        (train, notes), (held_out, _) = to_prompts(train), to_prompts(held_out)
+        for note in notes:
+            say(f"task {task.name}: {note}")
+    train, held_out = made.rows(train, say), made.rows(held_out, lambda text: None)
     if task.train and not train:
         raise UserError(f"no row of task {task.name} is left to train {method.name} on", fix="see the lines above")
     return replace(task, train=train, eval=held_out, metric=task.metric or LIKELIHOOD)
@@ -149,12 +182,9 @@ def _as_method_takes(task: Task, method: PluginConfig, say: Callable[[str], None
 
 def _judged_by_model(task: Task, path: str, index: int, say: Callable[[str], None]) -> Task:
     """The task judged by a reward model: that of the task where each has its own."""
-    from contrl.rewards.model import ClassifierReward, resolve_reward_model
-
     folder, why = resolve_reward_model(path, index)
     say(f"task {task.name} is judged by {why}")
-    judge = ClassifierReward(str(folder), load=load_scorer)
-    return replace(task, metric=Metric("eval_score", judge, correct_at=math.inf))
+    return replace(task, metric=Metric(SCORE, Classifier(str(folder)), correct_at=math.inf))
 
 
 def _sequence(config: SequenceConfig, say: Callable[[str], None]) -> list[Task]:
@@ -179,21 +209,25 @@ def _sequence(config: SequenceConfig, say: Callable[[str], None]) -> list[Task]:
     ]
 
 
-def _task(config: TaskConfig, seed: int) -> Task:
-    if ":" in config.data and not Path(config.data).exists():
-        rows: Sequence[Row] = with_ids(list(find("reward", config.data)()), config.data)
-    else:
-        rows = read_rows(config.data, config.train_split)
+def _task(config: TaskConfig, seed: int, chosen: RewardChoice, index: int) -> Task:
+    rows = _rows(config.data, config.train_split)
     held_out: Sequence[Row] = ()
     if config.eval_data is not None:
-        held_out = read_rows(config.eval_data, config.eval_split)
+        held_out = _rows(config.eval_data, config.eval_split)
     elif config.eval_size is not None:
         rows, held_out = hold_out(rows, config.eval_size, seed)
     elif config.eval_split in _splits(config.data):
         held_out = read_rows(config.data, config.eval_split)
-    reward: Reward | None = find("reward", config.reward) if config.reward else None
-    metric = build_metric(config.metric or config.reward or "logp")
-    return Task(config.name, rows, held_out, reward, metric, config.method, config.training)
+    metric = build_metric(config.metric) if config.metric else None
+    task = Task(config.name, rows, held_out, None, metric, config.method, config.training)
+    return chosen.given_to(task, config.reward, config.reward_weights, index) if config.reward else task
+
+
+def _rows(source: str, split: str) -> Sequence[Row]:
+    """Rows of a file, a folder or the hub, or made by a function."""
+    if ":" in source and not Path(source).exists():
+        return with_ids(list(find("reward", source)()), source)
+    return read_rows(source, split)
 
 
 def _splits(source: str) -> tuple[str, ...]:
@@ -206,6 +240,73 @@ def build_metric(name: str) -> Metric:
     name = JUDGED_BY.get(name, name)
     found = find("metric" if name in METRICS else "reward", name)
     return found if isinstance(found, Metric) else Metric(name.rpartition(":")[2], found)
+
+
+# --- rewards ------------------------------------------------------------------------------------------
+
+
+class Classifier(ClassifierReward):
+    """Any sequence classifier as a reward; ``model`` is a folder or a name on the hub, ``label`` one of its outputs."""
+
+    def __init__(
+        self, model: str, label: str | int | None = None, batch_size: int = 16, max_length: int | None = None
+    ) -> None:
+        super().__init__(model, label, batch_size, load=load_scorer, max_length=max_length)
+
+
+class RewardChoice:
+    """Makes the rewards of tasks; what several tasks share is made, and its model loaded, once."""
+
+    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
+        self.say = say
+        self._made: dict[str, Any] = {}
+
+    def given_to(
+        self, task: Task, plugins: Sequence[PluginConfig], weights: Sequence[float] | None, index: int
+    ) -> Task:
+        """The task with these rewards, judged by them where it has no metric.
+
+        Args:
+            index: of the task; a reward model may have a folder for each.
+        """
+        parts = [self._one(plugin, task.name, index) for plugin in plugins]
+        reward: Any = parts[0]
+        if len(parts) > 1 or weights is not None:
+            names = [_reward_name(plugin, part) for plugin, part in zip(plugins, parts, strict=True)]
+            reward = Rewards(map(RewardFunction, names, parts, weights or [1.0] * len(parts)))
+        return replace(task, reward=reward, metric=task.metric or _metric_of(plugins, reward))
+
+    def _one(self, plugin: PluginConfig, task: str, index: int) -> Any:
+        target, fields = find("reward", plugin.name), dict(plugin.fields)
+        if not isinstance(target, type):
+            return target
+        if target is Classifier:
+            folder, why = resolve_reward_model(fields["model"], index)
+            fields["model"] = str(folder)
+            self.say(f"task {task} is rewarded by {why}")
+        if plugin.name == "judge" and fields.get("cache") is None:
+            # So that a run that was stopped asks, and pays for, nothing twice.
+            fields["cache"] = str(cache_folder() / "judge")
+        key = f"{plugin.name} {sorted(fields.items(), key=str)}"
+        if key not in self._made:
+            self._made[key] = target(**fields)
+        return self._made[key]
+
+
+def _reward_name(plugin: PluginConfig, made: Any) -> str:
+    """What a reward is called in the log: a model by its own name, the rest as in the configuration."""
+    return name_of(made) if plugin.name in MODELS or ":" in plugin.name else plugin.name
+
+
+def _metric_of(plugins: Sequence[PluginConfig], reward: Reward) -> Metric:
+    """How a task that names only rewards is judged: by a verifier among them, else by what it is rewarded for."""
+    verifier = next((p.name for p in plugins if p.name in JUDGED_BY or p.name in METRICS), None)
+    if verifier is not None:
+        return build_metric(verifier)
+    if len(plugins) > 1:
+        return Metric("reward", reward, correct_at=math.inf)
+    is_model = plugins[0].name in MODELS
+    return Metric(SCORE, reward, math.inf) if is_model else Metric(_reward_name(plugins[0], reward), reward)
 
 
 # --- method and strategies ----------------------------------------------------------------------------
@@ -247,7 +348,7 @@ def check_pairs(config: RunConfig, tasks: Sequence[Task]) -> None:
         if without:
             raise UserError(
                 f"{config.method.name} needs a reward, and {', '.join(without)} has none",
-                fix="give each task `reward: NAME` or `reward: module:function`",
+                fix="give each task `reward: NAME` or `reward: module:function`, or all of them rewards.functions",
             )
     empty = [task.name for task in tasks if not task.eval]
     if empty and len(tasks) > 1:

@@ -32,6 +32,7 @@ from contrl.interfaces import Stage, TaskSequence
 from contrl.models.folders import is_classifier
 from contrl.models.load import Policy, load_policy, load_tokenizer, weights_folder
 from contrl.planning import announce, build_plan, describe_model, usable
+from contrl.rewards.functions import as_rewards
 
 
 @dataclass
@@ -55,6 +56,8 @@ class Options:
     callbacks: Callable[[Stage, int, int], list[Any]] = lambda stage, stages, steps: []
 
 
+BEFORE = "reward_model"
+"""A reward model's run may lie in the folder of the run that it rewards, and is trained before it."""
 Found = Literal["nothing", "this", "finished", "another"]
 """What lies in an output folder: no run, this run, this run finished, another run that may be deleted."""
 
@@ -147,7 +150,7 @@ def _inspect(folder: RunFolder, resolved: Resolved, options: Options) -> Found:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file", fix="give another output_dir")
     unfinished = {item.name for item in path.glob(TEMPORARY)}
-    lies_there = {item.name for item in path.iterdir()} - unfinished if path.exists() else set()
+    lies_there = {item.name for item in path.iterdir()} - unfinished - {BEFORE} if path.exists() else set()
     if lies_there == {"config.yaml"} and (path / "config.yaml").read_text(encoding="utf-8") == resolved.text:
         return "nothing"  # killed in the first moment of its life
     if lies_there:
@@ -215,7 +218,20 @@ def _train(config: RunConfig, plan: Plan, folder: RunFolder, ranks: Ranks, progr
             why="the last complete checkpoint is whole, nothing saved before is lost",
             fix=f"free some space, then: contrl resume {folder.path}",
         ) from error
+    finally:
+        _tell_judges(plan, progress.say)
     ranks.barrier()
+
+
+def _tell_judges(plan: Plan, say: Callable[[str], None]) -> None:
+    """What asking others for scores came to: calls, answers from the cache, scores that could not be had."""
+    told: set[int] = set()
+    for reward in (task.reward for task in plan.sequence.tasks if task.reward is not None):
+        for function in as_rewards(reward):
+            stats = getattr(function.call, "stats", None)
+            if stats is not None and id(stats) not in told:
+                told.add(id(stats))
+                say(f"{function.name}: {stats}")
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

@@ -12,11 +12,14 @@ from contrl.continual.estimate import Load, Size, describe, disk_bytes, require_
 from contrl.continual.plan import Plan
 from contrl.continual.rotation import Rotation
 from contrl.data.token_cache import cache_folder
+from contrl.data.tokens import prepare_rows
 from contrl.engine.arguments import count_steps, micro_batch, steps_per_epoch
 from contrl.engine.rows import prepare_all
+from contrl.errors import UserError
 from contrl.experiment import build_method, find
 from contrl.interfaces import OnlineMethod, Row, Stage, Task, TaskSequence
 from contrl.models.load import count_parameters
+from contrl.rollout.score import ScoreSettings
 
 SAMPLE = 16
 """Rows of each task whose lengths are looked at."""
@@ -52,8 +55,11 @@ def build_plan(config: RunConfig, sequence: TaskSequence, world_size: int) -> Pl
         max_new_tokens=limit,
         at_start=config.evaluation.at_start,
         temperature=config.evaluation.temperature,
+        num_samples=config.evaluation.num_samples,
         max_bad_rows=config.max_bad_rows,
+        max_prompt_tokens=config.max_prompt_tokens,
         cache=cache_folder() / "reference",
+        scoring=ScoreSettings(config.rewards.errors, config.rewards.seconds),
     )
 
 
@@ -76,7 +82,7 @@ def usable(sequence: TaskSequence, plan: Plan, tokenizer: Any, say: Callable[[st
     """The sequence without the rows that cannot be used: found, counted and told before a model is loaded.
 
     Raises:
-        UserError: when they are more than ``plan.max_bad_rows``.
+        UserError: when they are more than ``plan.max_bad_rows``, or no prompt is short enough.
     """
     tasks = []
     for task in sequence.tasks:
@@ -84,9 +90,14 @@ def usable(sequence: TaskSequence, plan: Plan, tokenizer: Any, say: Callable[[st
         # Completions are judged on their prompts; teacher-forced scores need the whole row.
         forced = task.metric is not None and task.metric.score is None and not isinstance(method, OnlineMethod)
         train = _kept(task, task.train, plan, tokenizer, say)
-        tasks.append(
-            replace(task, train=train, eval=_kept(task, task.eval, plan, tokenizer, say) if forced else task.eval)
-        )
+        held_out = _kept(task, task.eval, plan, tokenizer, say) if forced else task.eval
+        if (limit := plan.max_prompt_tokens) is not None and isinstance(method, OnlineMethod):
+            had_rows = bool(train)
+            train = _short(task, train, limit, plan, tokenizer, say)
+            held_out = _short(task, held_out, limit, plan, tokenizer, lambda text: None)
+            if had_rows and not train:
+                raise UserError(f"task {task.name} has no prompt of at most {limit} tokens")
+        tasks.append(replace(task, train=train, eval=held_out))
     return replace(sequence, tasks=tuple(tasks))
 
 
@@ -99,6 +110,19 @@ def _kept(task: Task, rows: Sequence[Row], plan: Plan, tokenizer: Any, say: Call
         return rows
     known = {group.row_id for group in groups}
     return [row for row in rows if str(row["id"]) in known]
+
+
+def _short(
+    task: Task, rows: Sequence[Row], limit: int, plan: Plan, tokenizer: Any, say: Callable[[str], None]
+) -> Sequence[Row]:
+    """The rows whose prompt has at most so many tokens; a prompt cut short would ask something else."""
+    kept = []
+    for row, made in zip(rows, prepare_rows(rows, plan.judge_for(task), tokenizer), strict=True):
+        if isinstance(made, UserError) or len(made.prompt_ids) <= limit:
+            kept.append(row)
+    if len(kept) < len(rows):
+        say(f"task {task.name}: {len(rows) - len(kept)} of {len(rows)} prompts have more than {limit} tokens: left out")
+    return kept
 
 
 def announce(config: RunConfig, plan: Plan, base: Plan | None) -> list[str]:

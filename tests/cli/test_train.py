@@ -1,4 +1,7 @@
-"""``contrl sft|reward|dpo|kto|cpo|orpo``: flags, files, help and mistakes; what runs, runs on a tiny model."""
+"""``contrl sft|reward|dpo|...``: flags, files, help and mistakes; what runs, runs on a tiny model.
+
+The tables are tested for every command, the rest for those that do not sample; test_train_online.py has the others.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ import pytest
 from contrl.cli.main import TRAINING, main
 from contrl.cli.origins import ABSENT, ORIGINS
 from contrl.cli.training.declared import fields_of, known
+from contrl.cli.training.online import is_online
 from contrl.cli.training.request import default_folder, read
 from contrl.cli.training.table import ALIASES, COMMANDS, flags_of
-from contrl.config import ModelConfig, RunConfig, load
+from contrl.config import ModelConfig, RewardsConfig, RunConfig, load
 from contrl.config.training import OWNED, training_arguments
 from contrl.config.walk import parameters
 from contrl.continual import results
@@ -58,6 +62,7 @@ def test_every_flag_leads_somewhere(command: str) -> None:
         "method": find("method", command),
         "tasks": find("sequence", "dataset"),
         "evaluation": parameters(RunConfig)[0]["evaluation"].annotation,
+        "rewards": RewardsConfig,
     }
     fields = {name: set(parameters(target)[0]) for name, target in sections.items()} | {
         "training": set(training_arguments())
@@ -75,6 +80,7 @@ def test_every_training_argument_and_model_option_is_a_flag(command: str) -> Non
     assert not (set(TRAINING_FIELDS) | set(OWNED)) - set(flags)
     spelled = {"name_or_path": "model_name_or_path", "revision": "model_revision"}
     assert not {spelled.get(name, name) for name in parameters(ModelConfig)[0]} - set(flags)
+    # Of methods that sample, --max_new_tokens and --temperature are about training.
     assert not set(ALIASES) - set(flags)
     assert tuple(COMMANDS) == TRAINING
 
@@ -213,7 +219,8 @@ def test_all_mistakes_of_the_flags_at_once(capsys: pytest.CaptureFixture[str]) -
 def test_a_flag_of_another_command_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     said = mistakes(capsys, "sft", "--beta", "0.1", "--all_datasets")
     assert (
-        "--beta: there is no such flag here\n  it belongs to contrl dpo, contrl kto, contrl cpo and contrl orpo" in said
+        "--beta: there is no such flag here\n  it belongs to contrl dpo, contrl kto, contrl cpo, contrl orpo, "
+        "contrl rloo and contrl grpo" in said
     )
     assert "--all_datasets: there is no such flag here\n  it belongs to contrl reward" in said
 
@@ -309,11 +316,12 @@ def shown(command: str, flag: str, capsys: pytest.CaptureFixture[str]) -> list[s
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_the_common_flags_and_help_all_the_rest(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     few, many = shown(command, "--help", capsys), shown(command, "--help-all", capsys)
-    assert len(few) <= 50
+    assert len(few) <= (55 if is_online(command) else 50)
     assert len(set(many)) == len(many)
     assert set(few) < set(many)
     assert set(training_arguments()) < set(many)
-    assert set(fields_of(METHODS[command])) <= set(few)
+    # reward_weights is a field of grpo, and on the command line the weights of the rewards.
+    assert set(fields_of(METHODS[command])) <= set(many if is_online(command) else few)
     assert few[0] == "model_name_or_path"
     assert [name for name in few if name in training_arguments()][:10] == [
         "learning_rate",

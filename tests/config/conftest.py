@@ -87,6 +87,7 @@ KNOWN: dict[tuple[str, str], Any] = {
     ("strategy", "odd"): 3,
     ("sequence", "countdown"): countdown,
     ("reward", "exact"): len,
+    ("reward", "exact_match"): len,
     ("reward", "my_rewards:score"): len,
     ("metric", "success"): len,
 }

@@ -32,7 +32,11 @@ TWO_SAMPLES = "samples_per_prompt must be at least 2, found 1"
         ("strategies:\n- nmae: replay\n  share: 1\n", ["demo.yaml:8: strategies.0.nmae: unknown key"]),
         ("strategies: [odd]\n", ["demo.yaml:7: strategies.0: 'odd' is no strategy: its parameters cannot be read"]),
         ("strategies: [replai]\n", ["demo.yaml:7: strategies.0: unknown strategy 'replai'"]),
-        ("    reward: exct\n", ["demo.yaml:7: tasks.0.reward: unknown reward 'exct'"]),
+        ("    reward: exct\n", ["demo.yaml:7: tasks.0.reward.0: unknown reward 'exct'"]),
+        ("    reward: {}\n", ["demo.yaml:7: tasks.0.reward.0.name: missing"]),
+        ("    reward_weights: [1]\n", ["demo.yaml:7: tasks.0.reward_weights: 1 weight for 0 rewards"]),
+        ("rewards: exact\n", ["demo.yaml:7: rewards: expected a section"]),
+        ("rewards: {errors: skip}\n", ["demo.yaml:7: rewards.errors: expected one of raise, missing, found 'skip'"]),
         ("    metric: exct\n", ["demo.yaml:7: tasks.0.metric: unknown metric 'exct'"]),
         ("base:\n  method: stf\n", ["demo.yaml:8: base.method: unknown method 'stf'"]),
         # types and bounds
@@ -223,7 +227,7 @@ def test_a_short_list_of_keys_is_told(resolved: Load) -> None:
         resolved(HEAD + TASK + "evaluation: {examples: 3}\n")
     assert str(caught.value) == (
         "demo.yaml:7: evaluation.examples: unknown key\n"
-        "  known here: max_examples, max_new_tokens, batch_tokens, reward_model, temperature, at_start\n"
+        "  known here: max_examples, max_new_tokens, batch_tokens, reward_model, temperature, num_samples, at_start\n"
         "  did you mean max_examples?"
     )
 

@@ -107,6 +107,9 @@ def test_no_groups_make_no_passes() -> None:
 def test_tensors_of_a_pass() -> None:
     first = Completion([7, 8], trained=[False, True], weight=0.5, advantage=1.5, old_logps=[-0.1, -0.2])
     groups = [Group("a", "t", [5], [first]), Group("b", "t", [5, 6], [Completion([9]), Completion([4, 3, 2])])]
+    assert to_batch(groups, CPU, use_old_logps=True).old_logps is None
+    for completion in groups[1].completions:
+        completion.old_logps = [0.0] * len(completion.ids)
     batch = to_batch(groups, CPU, use_old_logps=True)
     assert batch.group_index.tolist() == [0, 1, 1]
     assert batch.ids.tolist() == [[7, 8, 0], [9, 0, 0], [4, 3, 2]]

@@ -14,7 +14,7 @@ from toys import Setup, digits, farthest, identical, make_engine, policy, sft_ro
 
 from contrl.engine.arguments import steps_per_epoch
 from contrl.engine.online import RolloutWindow, completion_metrics, describe_batch, noise_names
-from contrl.interfaces import Batch, Completion, Group, LossOutput, Outputs, Rollouts
+from contrl.interfaces import Batch, Completion, Group, LossOutput, Outputs, Pool, Rollouts
 from contrl.methods.rloo import RLOO
 
 MOVING = {"learning_rate": 1e-2, "optim": "adamw_torch", "lr_scheduler_type": "constant"}
@@ -79,10 +79,10 @@ def test_golden_schedule_of_seventeen_prompts(tmp_path: Path) -> None:
     used: list[list[str]] = []
 
     class Spy(RLOO):
-        def credit(self, groups: Rollouts) -> dict[str, tuple[float, float]]:
+        def credit(self, groups: Rollouts, pool: Pool) -> dict[str, tuple[float, float]]:
             sampled.append([group.row_id for group in groups])
             assert all(len(group.completions) == 4 for group in groups)
-            return super().credit(groups)
+            return super().credit(groups, pool)
 
         def count(self, groups: Sequence[Group]) -> dict[str, float]:
             used.append([group.row_id for group in groups])
@@ -270,7 +270,14 @@ def test_completion_lengths_are_told_as_sums_and_counts() -> None:
         "completions/mean_length": (9.0, 3.0),
         "completions/clipped_ratio": (1.0, 3.0),
         "completions/mean_terminated_length": (5.0, 2.0),
+        "completions/min_length": (2.0, 1.0),
+        "completions/max_length": (4.0, 1.0),
+        "completions/min_terminated_length": (2.0, 1.0),
+        "completions/max_terminated_length": (3.0, 1.0),
     }
+    assert "completions/max_terminated_length" not in completion_metrics(
+        [Group("a", "t", [1], [Completion([1], ended=False)])]
+    )
 
 
 def test_sampling_runs_without_dropout_and_training_too(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import transformers as tf
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from contrl.continual.values import prepare_value
 from contrl.engine.arguments import StageSettings, build_arguments, micro_batch, steps_per_epoch
 from contrl.engine.batching import to_batch
 from contrl.engine.online import Collector, RolloutWindow
@@ -275,6 +276,7 @@ class Setup:
     seed: int = 3
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     reward: Any = digits
+    sampler: Any = None
     rank: int = 0
     world_size: int = 1
 
@@ -310,12 +312,14 @@ def make_engine(model: Any, folder: Path, setup: Setup, kind: type[Engine] = Eng
         find_row=lambda task, row_id: by_id[task][row_id],
     )
     method.pair(groups, setup.seed)
-    if "reference_logps" in method.needs:
+    measures = method.measures if isinstance(method, OnlineMethod) else frozenset()
+    prepare_value(model, method, None, setup.seed)
+    if "reference_logps" in method.needs | measures:
         work.reference = ReferenceScores(lambda: Reference(model, method.reference), is_policy=True)
     engine = kind(model, arguments, work, tokenizer)
     if isinstance(method, OnlineMethod):
         collector = Collector(
-            model, tokenizer, method, sequence, context, (7, 2), engine.record, engine.accelerator.autocast
+            model, tokenizer, method, sequence, context, (7, 2), engine.links(), sampler=setup.sampler
         )
         work.window = RolloutWindow(method, collector, (7, 2))
     return engine

@@ -20,7 +20,9 @@ from toys import FROZEN, Recorder, Settled, Setup, make_engine, pair_rows, polic
 from contrl.engine import lm_head
 from contrl.interfaces import Context, Group, Strategy
 from contrl.methods.dpo import DPO
+from contrl.methods.grpo import GRPO
 from contrl.methods.kto import KTO
+from contrl.methods.ppo import PPO
 from contrl.methods.rloo import RLOO
 from contrl.methods.sft import SFT
 from contrl.strategies.composite import Composite
@@ -42,6 +44,8 @@ class Rows(Strategy):
 def scenarios() -> dict[str, Setup]:
     """19 rows in steps of 8: rank 1 gets 4, 4 and none at all in the last block of 3."""
     rloo = RLOO(samples_per_prompt=3, max_new_tokens=6)
+    ppo = PPO(samples_per_prompt=2, max_new_tokens=6, num_epochs=2, whiten_rewards=True, target_kl=1.0, kl_horizon=50.0)
+    grpo = GRPO(samples_per_prompt=3, max_new_tokens=6, num_epochs=2, beta=0.1, scale_rewards="batch")
     window = dataclasses.replace(rloo, num_epochs=2, num_minibatches=2)
     moving = {"learning_rate": 1e-2, "optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
     replay = Replay(share=0.5)
@@ -59,6 +63,8 @@ def scenarios() -> dict[str, Setup]:
         "two stages": Setup(SFT(), sft_rows(19), training=moving),
         "dpo": Setup(DPO(loss_type=("sigmoid", "aot")), pair_rows(19), tokens_per_pass=80, training=moving),
         "kto": Setup(KTO(), KTO().rows(pair_rows(10), print)[:19], tokens_per_pass=80, training=moving),
+        "ppo": Setup(ppo, sft_rows(19), tokens_per_pass=60, training=moving),
+        "grpo": Setup(grpo, sft_rows(19), tokens_per_pass=60, training=moving),
         "silent": Setup(rloo, sft_rows(8), training=FROZEN, reward=constant_for_even),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from contrl.evaluation.scores import (
     TaskScore,
     evaluate_task,
     in_order,
+    pass_at_k,
     remember_start,
     score_share,
     summarise,
@@ -188,7 +190,7 @@ def test_every_module_is_in_its_own_mode_afterwards(metric: Metric, model: Any) 
         evaluate_task(model, TOKENIZER, Task("a", [], rows, metric=metric), SETTINGS)
         assert [module.training for module in model.modules()] == modes
         broken = Task("a", [], rows, metric=Metric("m", lambda **columns: [1 / 0]))
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(UserError, match="ZeroDivisionError"):
             evaluate_task(model, TOKENIZER, broken, SETTINGS)
         assert [module.training for module in model.modules()] == modes
     finally:
@@ -289,6 +291,89 @@ def test_sources_are_told_apart(model: Any) -> None:
     assert score.by_source == pytest.approx({"a": sum(by_hand[0::2]) / 3, "b": sum(by_hand[1::2]) / 2})
     alone = Task("a", [], PAIRS[:1], metric=Metric("letters", share_of_letters))
     assert evaluate_task(model, TOKENIZER, alone, settings).by_source == {}
+
+
+# --- several samples, and answers that were cut ----------------------------------------------------------------
+
+
+def test_pass_at_k_by_hand() -> None:
+    """n = 4, c = 1: one of C(4,1), 3 of C(4,2) = 6, and the only choice of 4 hold it. n = 3 asks no four."""
+    assert pass_at_k(4, 1) == pytest.approx({"pass@1": 1 / 4, "pass@2": 3 / 6, "pass@4": 1.0})
+    assert pass_at_k(3, 1) == pytest.approx({"pass@1": 1 / 3, "pass@2": 2 / 3})
+    assert pass_at_k(8, 0) == {f"pass@{k}": 0.0 for k in (1, 2, 4, 8)}
+    assert pass_at_k(0, 0) == {}
+
+
+@given(total=st.integers(1, 8), k=st.sampled_from([1, 2, 4, 8]), data=st.data())
+def test_pass_at_k_is_the_share_of_choices_with_a_correct_one(total: int, k: int, data: Any) -> None:
+    correct = data.draw(st.integers(0, total))
+    found = pass_at_k(total, correct)
+    assert (f"pass@{k}" in found) == (k <= total)
+    if k <= total:
+        choices = list(itertools.combinations(range(total), k))
+        wanted = sum(any(sample < correct for sample in choice) for choice in choices) / len(choices)
+        assert found[f"pass@{k}"] == pytest.approx(wanted)
+
+
+def test_an_item_of_several_samples_has_their_mean_and_pass_at_k(model: Any) -> None:
+    """Four samples of each of five rows, scored by their place; a missing one leaves the mean and n.
+
+    Row 0: 1, 0, -, 1: mean 2/3, pass@1 = 2/3, pass@2 of n = 3, c = 2 is 1. Row 1: none. Row 2: all. Row 3: none right.
+    """
+    asked: dict[str, list] = {}
+    table = [[1, 0, None, 1], [None] * 4, [1] * 4, [0, 0, 0.5, 0], [1, 0, 0, 0]]
+
+    def metric(*, prompts: list, completions: list, **columns: list) -> Sequence[float | None]:
+        asked.update(columns, prompts=prompts, completions=completions)
+        return [value for row in table for value in row]
+
+    task = Task("a", [], ROWS, metric=Metric("m", metric))
+    score = evaluate_task(model, TOKENIZER, task, Settings(6, temperature=1.5, num_samples=4))
+    assert asked["answer"] == [answer for answer in range(5) for _ in range(4)]
+    assert [item.completion for item in score.items] == asked["completions"][::4]
+    assert len(set(asked["completions"])) > 10
+    assert [item.score for item in score.items] == [pytest.approx(2 / 3), None, 1.0, 0.125, 0.25]
+    assert [item.correct for item in score.items] == [False, False, True, False, False]
+    assert (score.n, score.value) == (4, pytest.approx((2 / 3 + 1 + 0.125 + 0.25) / 4))
+    passes = [{k: v for k, v in item.extras.items() if k != "clipped"} for item in score.items]
+    assert passes[0] == pytest.approx({"pass@1": 2 / 3, "pass@2": 1.0})
+    assert passes[1] == {}
+    assert passes[4] == pytest.approx({"pass@1": 0.25, "pass@2": 0.5, "pass@4": 1.0})
+    assert score.extras["pass@1"] == pytest.approx((2 / 3 + 1 + 0 + 0.25) / 4)
+    assert score.extras["pass@4"] == pytest.approx(2 / 3)
+
+
+def test_the_first_of_several_samples_is_the_only_one_of_one(model: Any) -> None:
+    """More samples change no answer that was there, nor do ranks."""
+    task = Task("a", [], ROWS, metric=Metric("letters", share_of_letters))
+    one = evaluate_task(model, TOKENIZER, task, Settings(6, temperature=1.5))
+    four = evaluate_task(model, TOKENIZER, task, Settings(6, temperature=1.5, num_samples=4))
+    assert [item.completion for item in one.items] == [item.completion for item in four.items]
+    assert not any(name.startswith("pass@") for name in one.extras)
+    shares = [
+        score_share(model, TOKENIZER, task, Settings(6, rank=rank, world_size=2, temperature=1.5, num_samples=4))
+        for rank in range(2)
+    ]
+    assert [item.extras for item in in_order(shares, ROWS)] == [item.extras for item in four.items]
+
+
+def test_answers_that_did_not_end_are_seen(model: Any) -> None:
+    """An answer that is cut at 6 goes on at 7: it has as many tokens as it may have, and no end token."""
+    task = Task("a", [], ROWS, metric=Metric("letters", share_of_letters))
+    score = evaluate_task(model, TOKENIZER, task, SETTINGS)
+    wanted = []
+    for row in ROWS:
+        ids = torch.tensor([TOKENIZER(row["prompt"])["input_ids"]])
+        out = model.generate(ids, do_sample=False, max_new_tokens=6, attention_mask=torch.ones_like(ids))
+        wanted.append(float(TOKENIZER.eos_token_id not in out[0, ids.shape[1] :].tolist()))
+    assert [item.extras for item in score.items] == [{"clipped": value} for value in wanted]
+    assert score.extras == {"clipped": sum(wanted) / 5}
+    assert 0 < sum(wanted) < 5
+
+
+def test_several_greedy_samples_are_refused() -> None:
+    with pytest.raises(UserError, match=r"evaluation\.num_samples: 3 greedy answers"):
+        Settings(6, num_samples=3)
 
 
 def test_sampled_answers_follow_from_the_seed(model: Any) -> None:

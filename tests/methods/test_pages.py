@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from contrl.engine.online import completion_metrics
-from contrl.interfaces import Batch, Completion, Group, Method, Outputs
+from contrl.interfaces import Batch, Method, Outputs
 from contrl.methods.cpo import CPO
 from contrl.methods.dpo import DPO, LOSS_TYPES
 from contrl.methods.kto import KTO
@@ -92,14 +91,6 @@ def test_every_metric_is_explained(name: str, completions: int, number: int, mak
 
 def test_every_loss_type_of_dpo_is_explained() -> None:
     assert set(LOSS_TYPES) <= tabled("methods/dpo.md")
-
-
-def test_every_metric_of_rloo_is_explained(make_batch: Callable[..., Batch]) -> None:
-    group = Group("0", "a", [1], [Completion([2], reward=1.0), Completion([3], reward=0.0)])
-    out = RLOO().loss(Outputs(torch.zeros(1, 1), torch.zeros(1, 1)), make_batch([[1]]))
-    logged = {*out.metrics, *RLOO().credit([group]), *completion_metrics([group])}
-    assert len(logged) == 8
-    assert logged <= tabled("methods/rloo.md")
 
 
 @pytest.mark.parametrize("name", METHODS)

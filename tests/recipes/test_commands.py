@@ -1,4 +1,4 @@
-"""Every offline command that the origins print, from its recipe folder: only model names are replaced, by ``tiny``.
+"""Every training command that the origins print, from its recipe folder: only model names are replaced, by ``tiny``.
 
 Data sets keep their printed names: the folders and files of those names are made from tests/fixtures, the named ones
 are read from there. ``--max_steps 2`` is added, and the rows to judge by are few; nothing else is changed.
@@ -20,7 +20,8 @@ import torch
 from contrl.cli.main import main
 from contrl.cli.origins import ABSENT, ORIGINS
 from contrl.cli.training.request import read
-from contrl.config import ModelConfig
+from contrl.config import ModelConfig, load
+from contrl.experiment import build_tasks, find
 from contrl.models.load import load_policy
 from tests.runs import ROOT
 
@@ -72,18 +73,32 @@ SMALL_REWARD = (
     'accelerate launch reward_modeling.py --model_name_or_path="saved/gpt2_large_uc_ufb_hh_shp_sft" '
     '--output_dir="saved/gpt2_large_uc_ufb_hh_shp_reward" --dataset_names="uc,ufb,hh,shp"'
 )
+SMALL_PPO = (
+    'accelerate launch ppo_training.py --model_name_or_path="saved/gpt2_large_uc_ufb_hh_shp_sft" '
+    '--reward_model_name_or_path="saved/gpt2_large_uc_ufb_hh_shp_reward" '
+    '--output_dir="saved/gpt2_large_uc_ufb_hh_shp_ppo" --dataset_names="uc,ufb,hh,shp"'
+)
+CONTINUAL_PPO = (
+    "uv run benchmarks/ppo/ppo_continual.py --dataset_name benchmarks/continual_data_debug.json "
+    "--sft_model_path Qwen/Qwen2-0.5B-Instruct --reward_model_path Qwen2-0.5B-Reward --learning_rate 1.0e-6 "
+    "--num_train_epochs 1 --per_device_train_batch_size 8 --response_length 24 --kl_coef 0.37 --cliprange 0.1 "
+    "--logging_steps 1000 --save_steps 1000 --bf16 False --output_dir Qwen2-0.5B-PPO-test --use_peft --lora_r 32"
+)
+"""The origin prints no command for its PPO; these are its flags, with the settings of its own jobs."""
 PIPELINE = (
     'python train.py --method sft --model_name "Qwen/Qwen2.5-0.5B" --dataset_name "smoltalk" --batch_size 8 '
     '--learning_rate 1e-5 --num_epochs 3 --max_length 512 --output_dir "outputs/sft" --use_wandb',
     'python train.py --method dpo --sft_model_path "outputs/sft/final" --dataset_name "ultrafeedback" --batch_size 8 '
     '--learning_rate 1e-5 --num_epochs 3 --max_length 512 --output_dir "outputs/dpo" --use_wandb',
+    'python train.py --method rloo --model_name "Qwen/Qwen2.5-0.5B" --dataset_name "ultrafeedback" --batch_size 8 '
+    '--learning_rate 1e-5 --num_epochs 3 --max_length 512 --output_dir "outputs/rloo" --use_wandb',
 )
 CASES = {
-    "aif-gen": ("aif_gen", (REWARD, REWARD_LORA, REWARD_ALL, CONTINUAL_DPO)),
+    "aif-gen": ("aif_gen", (REWARD, REWARD_LORA, REWARD_ALL, CONTINUAL_DPO, CONTINUAL_PPO)),
     "trl-dpo.py": ("trl", (TRL_DPO,)),
     "trl-dpo_llama2.py": ("trl", (LLAMA2,)),
     "trl-cli": ("trl", (CLI_SFT, CLI_DPO)),
-    "small-rlhf": ("small_rlhf", (*SMALL, SMALL_REWARD)),
+    "small-rlhf": ("small_rlhf", (*SMALL, SMALL_REWARD, SMALL_PPO)),
     "rl_llm": ("rl_llm", PIPELINE),
 }
 QUICK = ("trl-dpo_llama2.py", "trl-cli")
@@ -154,6 +169,45 @@ def test_the_printed_commands_run(case: str, recipe: Path, monkeypatch: pytest.M
             assert (Path(output) / "final").is_dir()
 
 
+@pytest.mark.slow
+def test_a_pipeline_without_a_reward_trains_one_first(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On questions that are no prompts of the policy; its facts are printed; a given reward spares it."""
+    monkeypatch.chdir(recipe / "rl_llm")
+    run(PIPELINE[2], monkeypatch)
+    said = capsys.readouterr().out
+    for fact in (
+        "--batch_size 8 counts prompts",
+        "each prompt gets k = 4 samples",
+        "--max_length 512 bounds prompt plus completion: prompts have at most 384 tokens",
+        "8 prompts x 4 samples = 32 completions a step",
+    ):
+        assert fact in said
+    assert re.search(
+        r"the reward model is outputs/rloo/reward_model/final: held-out accuracy \d\.\d\d on 2 pairs", said
+    )
+    assert (Path("outputs/rloo/reward_model/final") / "config.json").exists()
+    prompts = [
+        load(Path(folder) / "config.yaml", resolve=find).config
+        for folder in ("outputs/rloo", "outputs/rloo/reward_model")
+    ]
+    policy, pairs = (build_tasks(config)[0].train for config in prompts)
+    assert policy
+    assert pairs
+    assert not {str(row["prompt"]) for row in policy} & {str(row["prompt"]) for row in pairs}
+    # Repeated: both are finished. Other settings are refused before a reward model is trained, or take its place.
+    run(PIPELINE[2], monkeypatch)
+    assert capsys.readouterr().out.count("this run is finished") == 2
+    monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(NAMES.sub("tiny", PIPELINE[2]))[2:], "--seed", "5"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path("train.py", run_name="__main__")
+    assert end.value.code == 2
+    assert "holds a run with another configuration" in capsys.readouterr().err
+    run(PIPELINE[2].replace("outputs/rloo", "given"), monkeypatch, f"{SHORT} --reward_funcs length --max_new_tokens 8")
+    assert not Path("given/reward_model").exists()
+
+
 def logits(folder: str) -> torch.Tensor:
     """Of a few tokens, by the weights a folder holds."""
     policy = load_policy(ModelConfig(folder), 0)
@@ -183,7 +237,8 @@ def test_the_merged_model_holds_both_stages(recipe: Path, monkeypatch: pytest.Mo
     ("script", "arguments", "words"),
     [
         ("aif_gen/benchmarks/continual_eval_checkpoint.py", [], "no `contrl evaluate-checkpoints`"),
-        ("rl_llm/train.py", ["--method", "rloo"], "no `contrl rloo`"),
+        ("rl_llm/train.py", ["--method", "rloo", "--max_length", "64"], "nothing is left for the prompt"),
+        ("small_rlhf/ppo_training.py", [], "contrl ppo needs a reward"),
         ("rl_llm/train.py", ["--method=eval"], "no `contrl evaluate`"),
         ("rl_llm/train.py", ["--method", "ppo"], "use one of sft, dpo, rloo, eval"),
         ("rl_llm/train.py", ["--method", "sft", "--batch_sze", "8"], "did you mean --batch_size?"),
@@ -206,6 +261,7 @@ def test_what_cannot_run_is_told_in_words(
 
 def test_every_entry_point_is_one_file_of_ten_lines() -> None:
     files = {path.relative_to(ROOT / "recipes").as_posix(): path for path in (ROOT / "recipes").rglob("*.py")}
+    del files["trl/prompts.py"]  # rows for the configurations beside it
     assert set(files) == {name.partition(" ")[0] for name in (*ORIGINS, *ABSENT)}
     for name, path in files.items():
         text = path.read_text(encoding="utf-8")
@@ -218,6 +274,6 @@ def test_the_origins_defaults_are_flags_without_mistake(name: str) -> None:
     """And what a user writes wins over them."""
     origin = ORIGINS[name]
     argv = ["--model_name_or_path", "tiny", "--dataset_name", "mine", "--output_dir", "here", "--learning_rate", "7"]
-    request = read(origin.command, argv, origin.defaults.split(), origin.extra())
+    request = read(origin.command, argv, origin.defaults.split(), origin.extra(), needs_reward=False)
     assert (request.text("learning_rate"), request.text("output_dir")) == ("7", "here")
     assert {"output_dir=here", "training.learning_rate=7"} <= set(request.overrides)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
 from scipy import stats
 
@@ -18,7 +20,8 @@ from contrl.engine.shared_prompt import Layout
 from contrl.errors import UserError
 from contrl.interfaces import Completion, Group
 from contrl.models.load import end_tokens
-from contrl.rollout.sampler import Noise, Sampling, choose, generate
+from contrl.rollout.choose import choose
+from contrl.rollout.sampler import Noise, Sampling, Span, chunks, count_tokens, generate
 
 LAYOUTS: tuple[Layout, ...] = ("plain", "shared")
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox", "sliding")
@@ -211,15 +214,6 @@ def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p(top_p: float, kept: i
     assert set(token.tolist()) == set([1, 3, 2, 0, 4][:kept])
 
 
-def test_the_smallest_and_largest_uniform_never_draw_an_impossible_token() -> None:
-    """Tokens 0 and 4 have probability 0; the table's ends must not fall on them."""
-    logits = torch.tensor([[-torch.inf, 0.0, 0.0, 0.0, -torch.inf]])
-    uniforms = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    token, logps = choose(logits.expand(2, 5), uniforms, Sampling(1))
-    assert token.tolist() == [1, 3]
-    assert torch.isfinite(logps).all()
-
-
 # --- what must not decide ---------------------------------------------------------------------------------
 
 
@@ -291,17 +285,123 @@ def test_a_model_in_train_mode_is_sampled_without_dropout(make_model: Make) -> N
     assert [module.training for module in model.modules()] == modes
 
 
-def test_a_lora_model_samples_as_its_merged_self(make_model: Make) -> None:
+def test_a_lora_model_in_train_mode_samples_as_its_merged_self(make_model: Make) -> None:
+    """Nothing is merged while it samples, and the adapter's dropout is off."""
     model, prompts, sampling = make_model(), ragged_prompts(), Sampling(8, 2)
     plain = ids(generate(model, prompts, sampling, Noise((0,)), [1]))
-    config = LoraConfig(r=4, lora_alpha=16, init_lora_weights=False, task_type=TaskType.CAUSAL_LM)
+    config = LoraConfig(r=4, lora_alpha=16, lora_dropout=0.5, init_lora_weights=False, task_type=TaskType.CAUSAL_LM)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        adapted = get_peft_model(model, config).double().eval()
+        adapted = get_peft_model(model, config).double().train()
+    weights = {name: value.clone() for name, value in adapted.state_dict().items()}
     sampled = generate(adapted, prompts, sampling, Noise((0,)), [1])
+    assert all(torch.equal(value, weights[name]) for name, value in adapted.state_dict().items())
     assert ids(sampled) != plain
     merged = adapted.merge_and_unload()
-    assert ids(generate(merged, prompts, sampling, Noise((0,)), [1])) == ids(sampled)
+    again = generate(merged, prompts, sampling, Noise((0,)), [1])
+    assert ids(again) == ids(sampled)
+    for one, other in zip(again, sampled, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a.old_logps == pytest.approx(b.old_logps, abs=1e-9)
+
+
+# --- how many rows live -----------------------------------------------------------------------------------
+
+
+def test_chunks_by_hand() -> None:
+    """Two new tokens, three samples. Widths 7, 5, 4: 14 positions hold two rows of 7 and, after those, one of 7 and one
+    of 5. Then two rows of 5 and no third prompt whole, so its three rows of 4 are a chunk of their own.
+    """
+    lengths, sampling = [2, 5, 3], Sampling(2, 3)
+    found = list(chunks(lengths, sampling, 14))
+    assert found == [[Span(1, 0, 2)], [Span(1, 2, 3)], [Span(2, 0, 2)], [Span(2, 2, 3)], [Span(0, 0, 3)]]
+    assert list(chunks(lengths, sampling, 63)) == [[Span(1, 0, 3), Span(2, 0, 3), Span(0, 0, 3)]]
+    assert list(chunks([], sampling, 14)) == []
+
+
+@given(
+    lengths=st.lists(st.integers(1, 30), max_size=12),
+    samples=st.integers(1, 9),
+    limit=st.integers(1, 20),
+    budget=st.integers(1, 400),
+)
+def test_chunks_hold_every_sample_once_within_the_budget(
+    lengths: list[int], samples: int, limit: int, budget: int
+) -> None:
+    """Longest prompts first; a chunk over the budget is a single row."""
+    found = list(chunks(lengths, Sampling(limit, samples), budget))
+    rows = [(span.prompt, sample) for chunk in found for span in chunk for sample in range(span.start, span.stop)]
+    assert sorted(rows) == [(prompt, sample) for prompt in range(len(lengths)) for sample in range(samples)]
+    firsts = [max(lengths[span.prompt] for span in chunk) for chunk in found]
+    assert firsts == sorted(firsts, reverse=True)
+    for chunk, longest in zip(found, firsts, strict=True):
+        number = sum(span.stop - span.start for span in chunk)
+        assert number * (longest + limit) <= budget or number == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "sliding"])
+def test_no_forward_holds_more_than_the_budget_and_nothing_depends_on_it(make_model: Make, family: str) -> None:
+    """Counted where the model is called: rows times positions so far. Four samples of 9 + 10 tokens exceed 50."""
+    model, prompts, sampling, held = make_model(family), ragged_prompts(6), Sampling(10, 4, 1.2), []
+
+    def count(module: Any, args: Any, kwargs: Any) -> None:
+        held.append(kwargs["attention_mask"].numel())
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    for ends in list[list[int]]([[], [1, 5]]):
+        wanted = generate(model, prompts, sampling, Noise((3,)), ends)
+        for budget in (50, 90):
+            held.clear()
+            assert ids(generate(model, prompts, sampling, Noise((3,)), ends, budget)) == ids(wanted)
+            assert max(held) <= budget
+            assert ends or max(held) > budget / 2, "the budget is not used"
+
+
+def test_tokens_are_counted(make_model: Make) -> None:
+    sampled = generate(make_model(), ragged_prompts(3), Sampling(5, 2), Noise((0,)), [])
+    assert count_tokens(sampled) == 3 * 2 * 5
+    assert count_tokens([]) == 0
+
+
+# --- processors in the loop -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("penalty", [1.4, 0.5])
+def test_greedy_with_a_repetition_penalty_equals_generate(make_model: Make, penalty: float) -> None:
+    """The prompt counts, padding does not, rows that are dropped take their tokens with them."""
+    model, prompts, ends = make_model(), ragged_prompts(), [1, 5, 11]
+    greedy = Sampling(12, temperature=0.0, repetition_penalty=penalty)
+    sampled = generate(model, prompts, greedy, Noise((0,)), ends)
+    wanted = []
+    for _, prompt in prompts:
+        out = model.generate(
+            torch.tensor([prompt]),
+            do_sample=False,
+            max_new_tokens=12,
+            eos_token_id=ends,
+            pad_token_id=0,
+            repetition_penalty=penalty,
+        )
+        wanted.append([out[0, len(prompt) :].tolist()])
+    assert ids(sampled) == wanted
+    assert ids(generate(model, prompts, Sampling(12, temperature=0.0), Noise((0,)), ends)) != wanted
+    assert len({len(completion[0]) for completion in wanted}) > 2
+
+
+def test_all_processors_together_do_not_depend_on_chunks(make_model: Make) -> None:
+    """Kept log-probabilities: of the raw logits at the temperature, and never below those of the distribution drawn."""
+    model, prompts = make_model(), ragged_prompts(6)
+    sampling = Sampling(10, 3, 1.3, 0.9, 9, 0.02, 1.3, stop_tokens=(7,))
+    runs = [generate(model, prompts, sampling, Noise((8,)), [1, 5], budget) for budget in (1, 80, 10**6)]
+    assert ids(runs[0]) == ids(runs[1]) == ids(runs[2])
+    differ = 0
+    for (_, prompt), completions in zip(prompts, runs[2], strict=True):
+        for completion in completions:
+            table = teacher_forced(model, prompt, completion.ids, 1.3)
+            wanted = table.gather(-1, torch.tensor(completion.ids)[:, None])[:, 0].tolist()
+            assert completion.old_logps == pytest.approx(wanted, abs=1e-9)
+            differ += completion.sampler_logps != completion.old_logps
+    assert differ > 10
 
 
 # --- refusals ---------------------------------------------------------------------------------------------

@@ -14,9 +14,14 @@ from tests.runs import ROOT, environment
 
 TEXT = (ROOT / "docs" / "trainers.md").read_text(encoding="utf-8")
 PROGRAMS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+NAMES = ("one data set", "a sequence", "GRPO", "PPO")
+CASES = [
+    pytest.param(program, id=name, marks=[pytest.mark.slow] if name in NAMES[2:] else [])
+    for name, program in zip(NAMES, PROGRAMS, strict=True)
+]
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=["one data set", "a sequence"])
+@pytest.mark.parametrize("program", CASES)
 def test_a_program_of_the_page_runs(program: str, tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-W", "error::FutureWarning:contrl", "-c", program],
@@ -34,10 +39,10 @@ def test_a_program_of_the_page_runs(program: str, tmp_path: Path) -> None:
 
 def test_every_name_of_the_page_can_be_imported() -> None:
     names = re.findall(r"`(\w+)`", TEXT[TEXT.index("Also importable") :])
-    assert len(names) == 14, "contrl itself and thirteen more"
+    assert len(names) == 16, "contrl itself and fifteen more"
     assert not [name for name in names[1:] if not hasattr(contrl, name)]
     trainers = re.findall(r"`(\w+Trainer)`", TEXT)
-    assert len(trainers) == 6
+    assert len(set(trainers)) == 9
     for name in trainers:
         assert hasattr(contrl, name)
         assert hasattr(contrl, name.replace("Trainer", "Config"))

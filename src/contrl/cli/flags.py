@@ -41,6 +41,7 @@ class Flag:
         refusal: why it cannot be used, unless its value is one of ``harmless``, which change nothing.
         implies: (path, text) set when it is given and not "no".
         variable: the environment variable that its value becomes.
+        secret: the value is kept out of everything that is recorded.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Flag:
     harmless: tuple[str, ...] = ()
     implies: tuple[str, str] | None = None
     variable: str = ""
+    secret: bool = False
 
 
 class Given(NamedTuple):
@@ -250,6 +252,20 @@ def _is_flow(text: str) -> bool:
     except UserError:
         return False
     return not errors and not isinstance(node, Scalar)
+
+
+def without_secrets(argv: Sequence[str], flags: Mapping[str, Flag]) -> list[str]:
+    """The words without the flags whose values must not be recorded."""
+    kept, rest = [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        spelled, equals, _ = word.partition("=")
+        flag = flags.get(spelled.lstrip("-").replace("-", "_")) if spelled.startswith("--") else None
+        if flag is None or not flag.secret:
+            kept.append(word)
+        elif not equals:
+            _values(flag, rest)
+    return kept
 
 
 def readable(names: Iterable[str]) -> str:

@@ -26,6 +26,9 @@ COMMANDS = {
     "kto": "from single answers marked good or bad",
     "cpo": "contrastive preference optimisation, SimPO, AlphaPO",
     "orpo": "odds-ratio preference optimisation",
+    "ppo": "proximal policy optimisation, any reward",
+    "rloo": "REINFORCE leave-one-out, any reward",
+    "grpo": "group-relative policy optimisation, any reward",
     "data": "make data sets",
     "datasets": "list the named data sets",
     "preview": "show rows as the model will see them",
@@ -36,12 +39,12 @@ COMMANDS = {
 
 GROUPS = {
     "start": ("demo", "run", "resume"),
-    "train": ("sft", "reward", "dpo", "kto", "cpo", "orpo"),
+    "train": ("sft", "reward", "dpo", "ppo", "rloo", "grpo"),
     "data": ("datasets", "preview"),
     "look": ("report", "chat", "merge"),
 }
 """What ``contrl --help`` shows, at most 14; ``--help-all`` lists the rest of COMMANDS too."""
-TRAINING = GROUPS["train"]
+TRAINING = ("sft", "reward", "dpo", "kto", "cpo", "orpo", "ppo", "rloo", "grpo")
 """Commands with Hugging Face's flags, which one module reads."""
 
 DESCRIPTION = "Post-training of language models on a sequence of tasks: what was learnt, and what was forgotten."
@@ -50,6 +53,7 @@ EXAMPLES = """examples:
   contrl demo --strategies replay              the same with a cure
   contrl sft --model_name_or_path tiny --dataset_name my.jsonl
   contrl dpo --model_name_or_path gpt2 --dataset_name tasks.json --strategies replay
+  contrl grpo --model_name_or_path gpt2 --dataset_name prompts.jsonl --reward_funcs my_module.my_fn
   contrl run my.yaml training.learning_rate=1e-5
   contrl report runs/demo
 

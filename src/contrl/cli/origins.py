@@ -27,12 +27,16 @@ class Origin:
         defaults: its defaults, as flags of that command.
         spelled: its own name of a flag -> contrl's.
         flags: flags of its own.
+        notes: said at the start; a flag's name in braces stands for its value.
+        reward_first: where no reward is named, a reward model is trained before.
     """
 
     command: str
     defaults: str = ""
     spelled: Mapping[str, str] = field(default_factory=dict)
     flags: tuple[Flag, ...] = ()
+    notes: tuple[str, ...] = ()
+    reward_first: bool = False
 
     def extra(self) -> dict[str, Flag]:
         """Its spellings, for the reader of flags."""
@@ -62,6 +66,7 @@ _RL = (
 ORIGINS = {
     "aif_gen/benchmarks/reward_modeling.py": Origin("reward", "--dataset_index 0"),
     "aif_gen/benchmarks/dpo/dpo_continual.py": Origin("dpo", "--reference base --response_length 53 --temperature 0.7"),
+    "aif_gen/benchmarks/ppo/ppo_continual.py": Origin("ppo", "--reference base"),
     "trl/examples/scripts/dpo.py": Origin("dpo", "--max_prompt_length 512"),
     "trl/dpo_llama2.py": Origin(
         "dpo",
@@ -87,6 +92,13 @@ ORIGINS = {
         f"{_SMALL} --learning_rate 2e-5 --lr_scheduler_type cosine --gradient_accumulation_steps 32",
         _SPELLED_SMALL,
     ),
+    "small_rlhf/ppo_training.py": Origin(
+        "ppo",
+        f"{_LORA} --num_train_epochs 1 --seed 42 --learning_rate 2e-5 --batch_size 128 --mini_batch_size 4 "
+        "--gradient_accumulation_steps 8 --init_kl_coef 0.2 --target_kl 6 --temperature 1 --top_p 1 --max_length 1024 "
+        "--max_new_tokens 128",
+        _SPELLED_SMALL,
+    ),
     "small_rlhf/merge_peft_adapter.py": Origin("merge"),
     "rl_llm/train.py --method sft": Origin(
         "sft", f"{_RL} --dataset_name smoltalk --output_dir outputs/sft", _SPELLED_RL, _FLAGS_RL
@@ -94,12 +106,23 @@ ORIGINS = {
     "rl_llm/train.py --method dpo": Origin(
         "dpo", f"{_RL} --dataset_name ultrafeedback --output_dir outputs/dpo --beta 0.1", _SPELLED_RL, _FLAGS_RL
     ),
+    "rl_llm/train.py --method rloo": Origin(
+        "rloo",
+        f"{_RL.replace('per_device_train_batch_size', 'prompts_per_step')} --dataset_name ultrafeedback "
+        "--output_dir outputs/rloo --samples_per_prompt 4 --beta 0 --temperature 0.7 --top_p 0.9 --max_new_tokens 128",
+        {**_SPELLED_RL, "batch_size": "prompts_per_step"},
+        _FLAGS_RL,
+        notes=(
+            "--batch_size {prompts_per_step} counts prompts",
+            "each prompt gets k = {samples_per_prompt} samples, the baseline of one is the mean of the others",
+        ),
+        reward_first=True,
+    ),
 }
 """Path of the entry point under recipes/ (and what selects one of several) -> what it does."""
 
 ABSENT = {
     "aif_gen/benchmarks/continual_eval_checkpoint.py": "evaluate-checkpoints",
-    "rl_llm/train.py --method rloo": "rloo",
     "rl_llm/train.py --method eval": "evaluate",
 }
 """Entry points whose command comes with a later version -> its name."""
@@ -131,7 +154,14 @@ def _run(name: str, argv: list[str]) -> int:
     origin = ORIGINS[name]
     if origin.command == "merge":
         return contrl(["merge", *argv])
-    return run(origin.command, argv, defaults=origin.defaults.split(), extra=origin.extra())
+    return run(
+        origin.command,
+        argv,
+        defaults=origin.defaults.split(),
+        extra=origin.extra(),
+        notes=origin.notes,
+        reward_first=origin.reward_first,
+    )
 
 
 def _take(argv: Sequence[str], flag: str) -> tuple[str, list[str]]:

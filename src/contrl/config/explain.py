@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from contrl.config import tree
-from contrl.config.schema import BaseStageConfig, EvaluationConfig, ModelConfig, RunConfig, TaskConfig
+from contrl.config.schema import BaseStageConfig, EvaluationConfig, ModelConfig, RewardsConfig, RunConfig, TaskConfig
 from contrl.config.training import OWNED, training_arguments
 from contrl.config.walk import Parameter, describe, nearest, parameters
 from contrl.errors import UserError
@@ -18,9 +18,11 @@ _SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "tasks.N": TaskConfig,
     "base": BaseStageConfig,
+    "rewards": RewardsConfig,
     "evaluation": EvaluationConfig,
 }
 _PLUGINS = {"method": "method", "base.method": "method", "strategies.N": "strategy", "tasks": "sequence"}
+_PLUGINS |= {"tasks.N.reward.N": "reward", "rewards.functions.N": "reward"}
 
 
 class Key(NamedTuple):
@@ -55,7 +57,8 @@ def explain(path: str) -> str:
         UserError: there is no such key; names the nearest one.
     """
     # Any item of a list, by number or by name, has the same keys.
-    general = re.sub(r"^(tasks|strategies)\.[^.]+", r"\1.N", path)
+    general = re.sub(r"^(tasks|strategies|rewards\.functions)\.[^.]+", r"\1.N", path)
+    general = re.sub(r"^(tasks\.N\.reward)\.[^.]+", r"\1.N", general)
     section, _, name = general.rpartition(".")
     arguments, known = training_arguments(), {key.path: key for key in keys()}
     if section in ("training", "tasks.N.training", "base.training"):

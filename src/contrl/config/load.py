@@ -6,6 +6,7 @@ field of contrl, of the chosen plugin or of TrainingArguments is an error with t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Resolved:
 
 
 def load(
-    given: str | Path | Mapping[str, Any],
+    given: str | Path | Mapping[str, Any] | Fields,
     overrides: Sequence[str] = (),
     *,
     resolve: Resolve,
@@ -51,7 +52,7 @@ def load(
     """The configuration in a YAML file, a YAML text (has a line break) or a mapping, with ``path=value`` overrides.
 
     Args:
-        given: a path, YAML text or plain dictionaries.
+        given: a path, YAML text, plain dictionaries, or the tree of a part of a file.
         overrides: later ones win; paths reach list items by number or by name.
         resolve: finds plugins; raises UserError for a name it does not know.
         source: what errors call the input; the path as given when None.
@@ -88,9 +89,13 @@ def _by_line(finding: Finding) -> tuple[bool, int]:
     return finding[0] == COMMAND_LINE, finding[0].line or 0
 
 
-def _read(given: str | Path | Mapping[str, Any], source: str | None) -> tuple[Fields, list[Finding], Path | None]:
+def _read(
+    given: str | Path | Mapping[str, Any] | Fields, source: str | None
+) -> tuple[Fields, list[Finding], Path | None]:
     """The tree, the mistakes in its form, and the folder that relative paths start from."""
     folder = None
+    if isinstance(given, Fields):
+        return copy.deepcopy(given), [], Path(given.place.source).parent
     if isinstance(given, Mapping):
         try:
             return _as_fields(tree.from_python(given, Place(source or "configuration"))), [], folder
@@ -133,19 +138,14 @@ def _expand(root: Fields, errors: list[Finding]) -> None:
     _name(root, "base", "method")
     if isinstance(base := root.entries.get("base"), Fields):
         _name(base, "method", "name")
-    strategies = root.entries.get("strategies")
-    if isinstance(strategies, Scalar) and not strategies.is_null:
-        words = split_words(strategies.text)
-        strategies = Items(strategies.place, [Scalar(strategies.place, word) for word in words])
-    elif isinstance(strategies, Fields):
-        strategies = Items(strategies.place, [strategies])
-    if isinstance(strategies, Items):
-        strategies.items = [_called(item, errors) for item in strategies.items]
-        root.entries["strategies"] = strategies
+    _calls(root, "strategies", errors)
+    if isinstance(rewards := root.entries.get("rewards"), Fields):
+        _calls(rewards, "functions", errors)
     tasks = root.entries.get("tasks")
     for index, task in enumerate(tasks.items if isinstance(tasks, Items) else ()):
         if isinstance(task, Fields):
             _lift_training(f"tasks.{index}", task, errors)
+            _calls(task, "reward", errors)
 
 
 def _name(section: Fields, key: str, inner: str) -> None:
@@ -153,15 +153,29 @@ def _name(section: Fields, key: str, inner: str) -> None:
         section.entries[key] = _named(section.entries[key], inner)
 
 
-def _called(node: Node, errors: list[Finding]) -> Node:
-    """``replay`` and ``ewc(coef=10)`` as sections."""
+def _calls(section: Fields, key: str, errors: list[Finding]) -> None:
+    """One plugin, several with commas, or a list of them, as a list of sections: ``replay, ewc(coef=10)``."""
+    found = section.entries.get(key)
+    if isinstance(found, Scalar) and not found.is_null:
+        found = Items(found.place, [Scalar(found.place, word) for word in split_words(found.text)])
+    elif isinstance(found, Fields):
+        found = Items(found.place, [found])
+    if isinstance(found, Items):
+        called = [_called(item, errors, key) for item in found.items]
+        found.items = [item for item in called if item is not None]
+        section.entries[key] = found
+
+
+def _called(node: Node, errors: list[Finding], key: str) -> Node | None:
+    """``replay`` and ``ewc(coef=10)`` as sections; of what cannot be read, which is noted, a stand-in or None."""
     if not isinstance(node, Scalar) or node.is_null:
         return node
     try:
         return read_call(node)
     except UserError as error:
         errors.append((node.place, error))
-        return Fields(node.place, {"name": Scalar(node.place, "naive")})
+        # The others keep their numbers, by which the next mistakes are told.
+        return Fields(node.place, {"name": Scalar(node.place, "naive")}) if key == "strategies" else None
 
 
 def _named(node: Node, key: str) -> Node:

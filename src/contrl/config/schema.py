@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from contrl.config.walk import Mark
+from contrl.errors import UserError
 
 
 def about(help: str, **bounds: float) -> Mapping[str, Any]:
@@ -20,7 +21,7 @@ def about(help: str, **bounds: float) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class PluginConfig:
-    """A method or a strategy: its name or import path ``module:Class``, and its fields, defaults included."""
+    """A method, a strategy or a reward: its name or import path ``module:Class``, and its fields, defaults included."""
 
     name: str
     fields: dict[str, Any] = field(default_factory=dict)
@@ -37,7 +38,9 @@ class SequenceConfig:
 # What the text or section under a key is, beyond its type; sections.py has one handler for each.
 MethodPlugin = Annotated[PluginConfig, Mark("method", "the name of a method, with its fields")]
 StrategyPlugin = Annotated[PluginConfig, Mark("strategy", "the name of a strategy, with its fields")]
-RewardName = Annotated[str | None, Mark("reward", "a name or module:function")]
+Rewards = Annotated[
+    tuple[PluginConfig, ...], Mark("rewards", "one or a list of NAME, NAME(field=value), module:function")
+]
 MetricName = Annotated[str | None, Mark("metric", "a name or module:function")]
 DataPath = Annotated[str, Mark("data", "a path, a name on the hub, or module:function")]
 EvalDataPath = Annotated[str | None, Mark("data", "a path, a name on the hub, module:function, or null")]
@@ -114,9 +117,14 @@ class TaskConfig:
     eval_size: HeldOut = field(
         default=None, metadata=about("rows (or, below 1, the share of rows) held out of data to judge by")
     )
-    reward: RewardName = field(default=None, metadata=about("reward of a completion: a name or module:function"))
+    reward: Rewards = field(
+        default=(), metadata=about("rewards of a completion, summed; none takes those of the section rewards")
+    )
+    reward_weights: tuple[float, ...] | None = field(
+        default=None, metadata=about("a weight for each of several rewards; null weighs all by 1")
+    )
     metric: MetricName = field(
-        default=None, metadata=about("how the task is judged: a name or module:function; null takes the reward")
+        default=None, metadata=about("how the task is judged: a name or module:function; null follows the reward")
     )
     method: MethodFields = field(
         default_factory=dict, metadata=about("fields of the run's method that differ for this task")
@@ -145,7 +153,35 @@ class EvaluationConfig:
     temperature: float = field(
         default=0.0, metadata=about("of answers that are judged; 0 takes the likeliest token", at_least=0)
     )
+    num_samples: int = field(
+        default=1,
+        metadata=about("answers to each prompt, averaged; several need a temperature and also give pass@k", at_least=1),
+    )
     at_start: bool = field(default=True, metadata=about("judge the untrained model too: row 0 of the results"))
+
+    def __post_init__(self) -> None:
+        if self.num_samples > 1 and self.temperature == 0:
+            raise UserError(
+                f"num_samples is {self.num_samples} and temperature 0",
+                why="the likeliest answer is the same every time",
+                fix="give a temperature above 0, or num_samples 1",
+            )
+
+
+@dataclass(frozen=True)
+class RewardsConfig:
+    """Rewards of all tasks, and what happens when one fails; tasks may name rewards of their own."""
+
+    functions: Rewards = field(default=(), metadata=about("rewards of every task that names none, summed"))
+    weights: tuple[float, ...] | None = field(
+        default=None, metadata=about("a weight for each of them; null weighs all by 1")
+    )
+    errors: Literal["raise", "missing"] = field(
+        default="raise", metadata=about("a reward that fails stops the run, or the completion's reward is missing")
+    )
+    seconds: float | None = field(
+        default=None, metadata=about("time limit of one call of a reward; null waits as long as it takes", at_least=0)
+    )
 
 
 @dataclass(frozen=True)
@@ -184,6 +220,12 @@ class RunConfig:
     )
     training: Training = field(
         default_factory=dict, metadata=about("arguments of transformers.TrainingArguments under their own names")
+    )
+    rewards: Annotated[RewardsConfig, Mark("rewards_section", "a section")] = field(
+        default_factory=RewardsConfig, metadata=about("rewards of all tasks, for methods that sample")
+    )
+    max_prompt_tokens: int | None = field(
+        default=None, metadata=about("longer prompts are left out, by methods that sample", at_least=1)
     )
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig, metadata=about("how every task is judged"))
     seed: int = field(default=0, metadata=about("everything random in the run follows from it", at_least=0))

@@ -15,12 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from contrl.config import tree
-from contrl.config.schema import EvaluationConfig, ModelConfig, PluginConfig, RunConfig, SequenceConfig, TaskConfig
+from contrl.config.schema import (
+    EvaluationConfig,
+    ModelConfig,
+    PluginConfig,
+    RewardsConfig,
+    RunConfig,
+    SequenceConfig,
+    TaskConfig,
+)
 from contrl.config.show import to_plain
 from contrl.config.training import OWNED, training_arguments
 from contrl.config.tree import COMMAND_LINE, Fields, Items, Node, Place, Scalar
 from contrl.config.walk import BAD, Parameter, Walker, nearest, parameters
-from contrl.errors import UserError
+from contrl.errors import EnvironmentFault, UserError
 
 Resolve = Callable[[str, str], Any]
 """(kind, name) -> the dataclass or function of that name; kind is method, strategy, sequence, reward or metric."""
@@ -48,8 +56,9 @@ class Sections:
             "folder": self._output_folder,
             "method": self._method,
             "strategy": self._strategy,
-            "reward": self._function,
-            "metric": self._function,
+            "rewards": self._rewards,
+            "rewards_section": self._rewards_section,
+            "metric": self._metric,
             "data": self._data,
             "model": self._model,
             "training": self._training,
@@ -73,7 +82,8 @@ class Sections:
         if scope != "base" and self._method_target is not None:
             places["method"] = parameters(self._method_target)[0]
         if not scope:
-            places |= {"model": _names(ModelConfig), "evaluation": _names(EvaluationConfig), "": _names(RunConfig)}
+            own = {"model": ModelConfig, "evaluation": EvaluationConfig, "rewards": RewardsConfig, "": RunConfig}
+            places |= {section: _names(target) for section, target in own.items()}
         homes = (".".join(filter(None, (scope, section, key))) for section, known in places.items() if key in known)
         return next(homes, None)
 
@@ -109,7 +119,8 @@ class Sections:
         if path == "method":
             self._method_given = given
         self.walker.origins[f"{path}.name"] = name.place
-        return PluginConfig(name.text, _defaults(known.values()) | given)
+        defaults = {key: value for key, value in _defaults(known.values()).items() if key != "name"}
+        return PluginConfig(name.text, defaults | given)
 
     def _nameless(self, kind: str, path: str, node: Fields) -> Any:
         name = node.entries.get("name")
@@ -134,6 +145,9 @@ class Sections:
             return True
         try:
             target(**given)
+        except EnvironmentFault:
+            # A package or a key may be absent here and there when the run starts.
+            return True
         except UserError as error:
             what, why, fix = error.what, error.why, error.fix
         except ValueError as error:
@@ -145,16 +159,57 @@ class Sections:
         self.walker.refuse(place, f"{path}: {what}", why=why, fix=fix)
         return False
 
-    def _function(self, walker: Walker, path: str, annotation: Any, node: Node) -> Any:
-        """The name of a reward or a metric, which must exist; any reward may serve as a metric."""
-        value, kind = walker.value(path, annotation, node), path.rpartition(".")[2]
+    def _metric(self, walker: Walker, path: str, annotation: Any, node: Node) -> Any:
+        """The name of a metric, which must exist; any reward may serve as one."""
+        value = walker.value(path, annotation, node)
         if not isinstance(value, str) or not isinstance(node, Scalar):
             return value
-        if kind == "metric":
-            with contextlib.suppress(UserError):
-                self._resolve("reward", value)
-                return value
-        return BAD if self._found(kind, path, node) is BAD else value
+        with contextlib.suppress(UserError):
+            self._resolve("reward", value)
+            return value
+        return BAD if self._found("metric", path, node) is BAD else value
+
+    def _rewards(self, walker: Walker, path: str, annotation: Any, node: Node) -> Any:
+        """Any number of rewards with their fields."""
+        if isinstance(node, Scalar) and node.is_null:
+            return ()
+        if not isinstance(node, Items):
+            return walker.refuse(node.place, f"{path}: expected a reward or a list of them")
+        if not node.items:
+            walker.origins[path] = node.place
+        return tuple(self._reward(f"{path}.{index}", item) for index, item in enumerate(node.items))
+
+    def _reward(self, path: str, node: Node) -> Any:
+        """A class is a reward with fields; a function has none."""
+        name = node.entries.get("name") if isinstance(node, Fields) else None
+        if not isinstance(node, Fields) or not isinstance(name, Scalar) or name.is_null:
+            return self._plugin("reward", path, node)
+        target = self._found("reward", path, name)
+        if target is BAD or isinstance(target, type):
+            return target if target is BAD else self._plugin("reward", path, node)
+        if fields := [key for key in node.entries if key != "name"]:
+            what = f"{path}: {name.text} is a function and takes no {fields[0]}"
+            return self.walker.refuse(node.entries[fields[0]].place, what, fix="make it a class with __call__")
+        self.walker.origins[f"{path}.name"] = name.place
+        return PluginConfig(name.text)
+
+    def _weights_fit(self, path: str, values: Any, node: Fields, keys: tuple[str, str]) -> None:
+        """Note weights that are not as many as the rewards."""
+        if values is BAD or values.get(keys[1]) is None:
+            return
+        rewards, weights = len(values.get(keys[0], ())), len(values[keys[1]])
+        if rewards != weights:
+            what = f"{path}.{keys[1]}: {_count(weights, 'weight')} for {_count(rewards, 'reward')}"
+            self.walker.refuse(node.entries[keys[1]].place, what, fix="give one weight for each reward")
+
+    def _rewards_section(self, walker: Walker, path: str, annotation: Any, node: Node) -> Any:
+        fields = Fields(node.place) if isinstance(node, Scalar) and node.is_null else node
+        if not isinstance(fields, Fields):
+            fix = "write rewards: {functions: [...]}; of one task: reward: ..."
+            return walker.refuse(node.place, f"{path}: expected a section", fix=fix)
+        values = walker.section(path, RewardsConfig, fields)
+        self._weights_fit(path, values, fields, ("functions", "weights"))
+        return values if values is BAD else RewardsConfig(**values)
 
     # --- tasks ---
 
@@ -185,6 +240,8 @@ class Sections:
         if values is not BAD and None not in (values.get("eval_size"), values.get("eval_data")):
             what = f"{path}.eval_size: rows are held out of data only when there is no eval_data"
             return self.walker.refuse(node.entries["eval_size"].place, what, fix="give one of the two")
+        if isinstance(node, Fields):
+            self._weights_fit(path, values, node, ("reward", "reward_weights"))
         return values if values is BAD else TaskConfig(**values)
 
     def _task_name(self, walker: Walker, path: str, annotation: Any, node: Node) -> Any:
@@ -268,6 +325,10 @@ class Sections:
             why = f"looked for {' and '.join(candidate.as_posix() for candidate in tried)}"
             return self.walker.refuse(place, f"{path}: there is no file or folder {text!r}", why=why)
         return text if found is None else found.as_posix()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _names(target: type) -> Iterable[str]:

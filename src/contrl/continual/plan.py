@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from contrl.interfaces import Method, Stage, Task, TaskSequence
+from contrl.rollout.score import ScoreSettings
 
 
 @dataclass
@@ -19,10 +20,13 @@ class Plan:
         prompts_per_step: groups of one optimizer step over all ranks.
         max_new_tokens: length limit in evaluation.
         evaluates: a base stage is not evaluated.
-        temperature: of completions that are judged.
+        temperature, num_samples: of completions that are judged; several also give pass@k.
         max_bad_rows: unusable rows that may be left out of a stage.
+        max_prompt_tokens: longer prompts are left out, of methods that sample.
         cache: folder of the reference's log-probabilities, kept between runs.
         card: facts for the page beside saved weights.
+        log_samples_every: steps between tables of sampled answers; 0 writes none.
+        scoring: what happens when a reward fails.
     """
 
     sequence: TaskSequence
@@ -36,9 +40,13 @@ class Plan:
     evaluates: bool = True
     at_start: bool = True
     temperature: float = 0.0
+    num_samples: int = 1
     max_bad_rows: int = 0
+    max_prompt_tokens: int | None = None
     cache: Path | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
+    log_samples_every: int = 0
+    scoring: ScoreSettings = field(default_factory=ScoreSettings)
 
     def judge_for(self, task: Task) -> Method:
         """The method that judges a task teacher-forced: that of the first stage it is learnt in."""

@@ -20,7 +20,9 @@ from contrl.continual.logs import MetricsLog
 from contrl.continual.plan import Plan, Progress
 from contrl.continual.rotation import Rotate, Rotation, checkpoints, remove_checkpoints
 from contrl.continual.run_folder import RunFolder
+from contrl.continual.values import prepare_value
 from contrl.continual.weights import weight_changes
+from contrl.continual.windows import check_window, open_window
 from contrl.engine.arguments import (
     StageSettings,
     build_arguments,
@@ -30,19 +32,20 @@ from contrl.engine.arguments import (
     steps_per_epoch,
 )
 from contrl.engine.checkpoint import load_state, newest_checkpoint, save_state, whole_folder
-from contrl.engine.online import Collector, RolloutWindow
 from contrl.engine.reference_rows import ReferenceRows
 from contrl.engine.reference_scores import ReferenceScores
 from contrl.engine.rows import prepare_all, prepare_row
 from contrl.engine.trainer import Engine
 from contrl.engine.work import Work
-from contrl.errors import Interrupted, UserError
+from contrl.errors import Interrupted
 from contrl.evaluation.scores import Settings, TaskScore, evaluate_task, remember_start
 from contrl.faults import reach
 from contrl.interfaces import Context, Group, Method, OnlineMethod, Row, Stage, Strategy, Task
 from contrl.models.card import write_card
 from contrl.models.load import Policy, load_weights
 from contrl.models.reference import Reference
+from contrl.models.value_head import load_value, save_value, without_value
+from contrl.rollout.external import Sampler
 
 STRATEGY = "strategy"
 
@@ -57,6 +60,7 @@ class Runner:
         reference: a frozen model of the caller's own, the reference of every stage.
         checkpoint_of: which checkpoint of a stage's folder to continue from, if any.
         holds_out: prepare held-out rows even where nothing asks for them while training, to be evaluated afterwards.
+        sampler: another program that samples in the policy's place.
         engine: of the stage that was begun last.
     """
 
@@ -72,6 +76,7 @@ class Runner:
     reference: Any = None
     checkpoint_of: Callable[[Path], Path | None] = newest_checkpoint
     holds_out: bool = False
+    sampler: Sampler | None = None
     engine: Engine | None = field(default=None, init=False)
     _told: str = field(default="", init=False)
     _start: ReferenceRows = field(default_factory=ReferenceRows, init=False)
@@ -104,6 +109,8 @@ class Runner:
             final = self.folder.stage(stage) / "final"
             if self.folder.done(stage.index, "after_task"):
                 load_weights(self.policy.model, final)
+                prepare_value(self.policy.model, self.plan.method_for(stage), self.base, self.plan.seed)
+                load_value(self.policy.model, final)
                 self.strategy.load_state_dict(load_state(final, STRATEGY) or {})
                 return
 
@@ -164,6 +171,7 @@ class Runner:
         if arguments.world_size != self.world_size:
             raise RuntimeError(f"the trainer sees {arguments.world_size} processes and there are {self.world_size}")
         rotation = Rotation.of(training, num_steps, settings.steps_per_epoch)
+        prepare_value(self.policy.model, method, self.base, self.plan.seed, begins=True)
         engine = self._engine(context, groups, arguments, num_steps)
         if training.get("train_sampling_strategy") == "sequential":
             engine.work.seed = None
@@ -182,7 +190,7 @@ class Runner:
         if checkpoint is None:
             self.folder.mark(stage.index, "started")
         else:
-            self._check_window(checkpoint)
+            check_window(checkpoint, self.world_size)
             self.folder.mark(stage.index, "resumed_from", checkpoint=checkpoint.name)
             self.progress.say(f"stage {stage.index}: continuing from {checkpoint.name}")
         if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= num_steps:
@@ -216,17 +224,6 @@ class Runner:
             self._told = text
             self.progress.say(text)
 
-    def _check_window(self, checkpoint: Path) -> None:
-        """Rollouts of an open window belong to the process that sampled them, so its number cannot change there."""
-        windows = [load_state(checkpoint, path.stem) or {} for path in checkpoint.glob("window-*.json")]
-        if any(window.get("rollouts") for window in windows) and len(windows) != self.world_size:
-            raise UserError(
-                f"{checkpoint.name} was saved by {len(windows)} processes, and there are {self.world_size} now",
-                where=str(checkpoint),
-                why="each holds its share of rollouts that are still in use",
-                fix=f"resume with {len(windows)} processes, as in torchrun --nproc_per_node {len(windows)}",
-            )
-
     def _engine(self, context: Context, groups: list[Group], arguments: TrainingArguments, num_steps: int) -> Engine:
         method, stage = context.method, context.stage
         by_id = {task.name: {str(row["id"]): row for row in task.train} for task in self.plan.sequence.tasks}
@@ -242,25 +239,16 @@ class Runner:
             prepare=lambda task, row: prepare_row(task, row, method, self.policy.tokenizer),
             find_row=lambda task, row_id: by_id[task][row_id],
             should_stop=lambda: self.progress.stop_signal() != 0,
+            say=self.progress.say,
             packed=method.packing,
             optimizers=self.optimizers,
         )
-        if "reference_logps" in method.needs:
+        measures = method.measures if isinstance(method, OnlineMethod) else frozenset()
+        if "reference_logps" in method.needs | measures:
             work.reference = self._reference(method, stage)
         engine = Engine(self.policy.model, arguments, work, self.policy.tokenizer)
         if isinstance(method, OnlineMethod):
-            collector = Collector(
-                model=self.policy.model,
-                tokenizer=self.policy.tokenizer,
-                method=method,
-                sequence=self.plan.sequence,
-                context=context,
-                noise_key=(self.plan.seed, stage.index),
-                record=engine.record,
-                autocast=engine.accelerator.autocast,
-                tokens_per_chunk=self.plan.tokens_per_chunk,
-            )
-            work.window = RolloutWindow(method, collector, (self.plan.seed, stage.index))
+            open_window(engine, self.plan, self.policy, self.folder, self.sampler)
         for callback in (MetricsLog(self.folder, stage), *self.progress.callbacks(stage, num_steps)):
             engine.add_callback(callback)
         return engine
@@ -289,7 +277,9 @@ class Runner:
     def _save_final(self, folder: Path) -> None:
         if self.rank == 0 and not self.folder.is_flat:
             with whole_folder(folder / "final") as staging:
-                self.policy.model.save_pretrained(staging)
+                with without_value(self.policy.model):
+                    self.policy.model.save_pretrained(staging)
+                save_value(self.policy.model, staging)
                 self.policy.tokenizer.save_pretrained(staging)
                 write_card(staging, self.plan.card)
                 save_state(staging, STRATEGY, self.strategy.state_dict())
@@ -348,6 +338,7 @@ class Runner:
             self.world_size,
             method=plan.judge_for(task),
             temperature=plan.temperature,
+            num_samples=plan.num_samples,
             seed=plan.seed,
             start=self._start,
         )

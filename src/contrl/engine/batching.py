@@ -161,7 +161,13 @@ def to_batch(groups: Sequence[Group], device: torch.device, *, use_old_logps: bo
     width = max((len(completion.ids) for completion in completions), default=0)
     index = [position for position, group in enumerate(groups) for _ in group.completions]
     trained = [c.trained if c.trained is not None else [True] * len(c.ids) for c in completions]
-    old = [c.old_logps or [] for c in completions]
+
+    def table(name: str) -> torch.Tensor | None:
+        """``[N, T]`` of what the completions carry under a name; None where any of them has none."""
+        found = [getattr(completion, name) for completion in completions]
+        known = bool(found) and all(value is not None for value in found)
+        return _pad(found, width, torch.float32).to(device) if known else None
+
     return Batch(
         groups=list(groups),
         group_index=torch.tensor(index, dtype=torch.long, device=device),
@@ -169,5 +175,11 @@ def to_batch(groups: Sequence[Group], device: torch.device, *, use_old_logps: bo
         mask=_pad(trained, width, torch.bool).to(device),
         weights=torch.tensor([c.weight for c in completions], dtype=torch.float32, device=device),
         advantages=torch.tensor([c.advantage for c in completions], dtype=torch.float32, device=device),
-        old_logps=_pad(old, width, torch.float32).to(device) if use_old_logps else None,
+        old_logps=table("old_logps") if use_old_logps else None,
+        sampler_logps=table("sampler_logps") if use_old_logps else None,
+        reference_logps=table("reference_logps"),
+        old_values=table("values"),
+        token_advantages=table("token_advantages"),
+        returns=table("returns"),
+        correction=table("correction"),
     )

@@ -19,6 +19,7 @@ from contrl.engine.batching import Layout
 from contrl.engine.lm_head import LMHead, ScoreHead
 from contrl.engine.shared_prompt import Wanted, hidden_states, layout_for
 from contrl.interfaces import Batch, Outputs
+from contrl.models.value_head import ValueModel, value_of
 
 
 @dataclass
@@ -84,7 +85,29 @@ def score_batch(model: nn.Module, head: Head, batch: Batch, routing: Routing) ->
     out = {"logps": _table(batch, logps)} | {name: _table(batch, values) for name, values in extras.items()}
     if hidden.prompts is not None:
         out["prompt_logps"] = _prompt_logps(head, hidden.prompts, batch, routing.temperature)
+    if "values" in routing.needs:
+        out["values"] = _values(model, batch, routing, hidden.trained)
     return out
+
+
+def values_of(model: nn.Module, batch: Batch, routing: Routing) -> torch.Tensor:
+    """``[N, T]`` the value of what stands before each token, without projecting anything to the vocabulary."""
+    if isinstance(value_of(model), ValueModel):
+        return _values(model, batch, routing, None)
+    hidden = hidden_states(model, batch, layout_for(model, batch, routing.layout), routing.shift)
+    return _values(model, batch, routing, hidden.trained)
+
+
+def _values(model: nn.Module, batch: Batch, routing: Routing, hidden: torch.Tensor | None) -> torch.Tensor:
+    """A head reads the policy's hidden states ``[M, H]``; a value model makes its own."""
+    value = value_of(model)
+    if value is None:
+        raise RuntimeError("the method needs values and the policy has no value function")
+    if isinstance(value, ValueModel):
+        layout = layout_for(value.classifier, batch, routing.layout)
+        hidden = hidden_states(value.classifier, batch, layout, routing.shift).trained
+    assert hidden is not None
+    return _table(batch, value(hidden))
 
 
 def _table(batch: Batch, values: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from contrl.engine.batching import Layout, to_batch
+from contrl.engine.encoder_decoder import is_encoder_decoder, own_logits
 from contrl.engine.forward import Head, Routing, head_of, no_dropout, score_batch
 from contrl.engine.lm_head import LMHead, ScoreHead, causal_lm
 from contrl.engine.shared_prompt import decoder, obstacle, virtual_tokens
@@ -165,10 +166,14 @@ def check_head(
     ids = [token for token in group.prompt_ids + group.completions[0].ids if token != pad][:32] or [0]
     tokens = torch.tensor([ids], device=device)
     with evaluating(model), torch.no_grad(), autocast():
-        hidden = decoder(model)(input_ids=tokens, use_cache=False).last_hidden_state[0]
-        if isinstance(head, LMHead):
+        if isinstance(head, LMHead) and is_encoder_decoder(causal):
+            wanted, hidden = own_logits(causal, group, device)
+            got = head.logits(hidden)
+        elif isinstance(head, LMHead):
+            hidden = decoder(model)(input_ids=tokens, use_cache=False).last_hidden_state[0]
             wanted, got = causal(input_ids=tokens, use_cache=False).logits[0], head.logits(hidden)
         else:
+            hidden = decoder(model)(input_ids=tokens, use_cache=False).last_hidden_state[0]
             whole = torch.ones_like(tokens)
             wanted = causal(input_ids=tokens, attention_mask=whole, use_cache=False).logits[0]
             got = head.score(hidden[-1:])

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from contrl.engine.encoder_decoder import output_terms
 from contrl.errors import UserError
 
 CHUNK_BYTES = 64 * 2**20
@@ -39,11 +40,14 @@ class LMHead:
         # Cohere multiplies the logits, Granite divides them.
         self.scale = float(getattr(text_config, "logit_scale", None) or 1.0)
         self.scale /= float(getattr(text_config, "logits_scaling", None) or 1.0)
+        factor, self.bias = output_terms(causal)
+        self.scale *= factor
         self.has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in head.modules())
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 (or float64) logits ``[M, V]`` of hidden states ``[M, H]``, without temperature."""
         logits = self.head(hidden) * self.scale if self.scale != 1.0 else self.head(hidden)
+        logits = logits if self.bias is None else logits + self.bias
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits

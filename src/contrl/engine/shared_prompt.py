@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from contrl.engine import encoder_decoder
 from contrl.engine.batching import Layout
 from contrl.engine.lm_head import causal_lm
 from contrl.interfaces import Batch
@@ -53,6 +54,8 @@ def virtual_tokens(model: nn.Module) -> bool:
 
 def obstacle(model: nn.Module, batch: Batch) -> str:
     """Why this batch cannot run in the shared layout, in words; empty when nothing rules it out beforehand."""
+    if encoder_decoder.is_encoder_decoder(causal_lm(model)):
+        return "the encoder reads each prompt once"
     if len(batch.groups) == len(batch.group_index):
         return "single completions share no prompt"
     if any(not group.prompt_ids for group in batch.groups):
@@ -92,6 +95,9 @@ def hidden_states(
         wanted: what else; the last token of a completion predicts nothing and is run only if a classifier reads it.
     """
     wanted = wanted or Wanted()
+    causal = causal_lm(model)
+    if encoder_decoder.is_encoder_decoder(causal):
+        return Hidden(encoder_decoder.states(causal, batch))
     if layout == "shared":
         return _shared(model, batch, wanted)
     return _rows(model, batch, _place(batch, packed=layout == "packed", shift=shift), wanted)

@@ -18,32 +18,31 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from contrl.engine.arguments import steps_per_epoch
 from contrl.engine.batching import BlockSampler, plan_passes, to_batch
-from contrl.engine.checkpoint import STAGING, load_state, publish, save_state
 from contrl.engine.coupling import gather
 from contrl.engine.evaluation import held_out
 from contrl.engine.forward import Routing, no_dropout, routed, run
 from contrl.engine.layout_check import check_head, choose_layout, probe
+from contrl.engine.measure import measure
 from contrl.engine.meters import Meters
+from contrl.engine.online import Links
 from contrl.engine.reference_scores import PassSettings, overhead
+from contrl.engine.saving import SavingTrainer
 from contrl.engine.work import Rows, Work
 from contrl.errors import GuardStop
 from contrl.faults import reach
-from contrl.interfaces import Batch, Completion, Group, OnlineMethod, Outputs
-
-STATE = "contrl_state"
+from contrl.interfaces import Batch, Completion, Group, OnlineMethod, Outputs, Pool
 
 PROBED = 64
 """Rows of an offline stage among which the layouts are compared."""
@@ -68,19 +67,16 @@ class _StepHooks(TrainerCallback):
             control.should_log = True
 
 
-class Engine(Trainer):
+class Engine(SavingTrainer):
     """Trains one stage. See the module's text for the loop."""
 
     def __init__(self, model: nn.Module, args: TrainingArguments, work: Work, tokenizer: Any) -> None:
-        self.work = work
+        self.work, self.memory, self.num_tokens = work, {}, 0.0
         self.routing = Routing("packed" if work.packed else "shared", work.method.temperature, work.method.needs)
         self.layout_reason = ""
         self.stopping = self._is_ready = False
-        self.num_tokens = 0.0
         self._pending: list[Group] = []
         self.meters = Meters()
-        self.memory: dict[str, float] = {}
-        self._staging: Path | None = None
         self._step_started = 0.0
         settings: dict[str, Any] = {"train_dataset": Rows(work.groups), "data_collator": list}
         settings |= {"eval_dataset": Rows(work.eval_groups), "optimizers": work.optimizers}
@@ -134,7 +130,19 @@ class Engine(Trainer):
             return torch.zeros((), device=self.args.device)
         self._step_started = self._step_started or time.perf_counter()
         self.work.context.step = self.state.global_step
-        groups, moved = self._groups_of_step()
+        return self.train_on(model, *self._groups_of_step())
+
+    def train_on(self, model: nn.Module, groups: list[Group], moved: bool) -> torch.Tensor:
+        """The gradient of one optimizer step, whole and with the strategies' penalties; nothing is stepped yet.
+
+        Args:
+            model: the policy, wrapped.
+            groups: of the step, on this rank.
+            moved: whether the policy has moved since their completions were sampled.
+
+        Returns:
+            The loss, over all ranks.
+        """
         model.train()
         loss = self._passes(model, groups, moved)
         self._fill_gradients(model)
@@ -161,7 +169,7 @@ class Engine(Trainer):
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model=model):
                 if number < len(passes):
                     batch = to_batch(passes[number], self.args.device, use_old_logps=moved)
-                    batch.statistics = statistics
+                    batch.statistics |= statistics
                     term = self._loss_of(model, batch, totals)
                 else:
                     term = self._run_along(model)
@@ -180,7 +188,8 @@ class Engine(Trainer):
             return attached(run(model, batch))
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
-        if self.work.reference is not None and "reference_logps" in self.work.method.needs:
+        known = batch.reference_logps is not None
+        if self.work.reference is not None and "reference_logps" in self.work.method.needs and not known:
             batch.reference_logps = self.work.reference.logps(batch, self._settings())
         with self.accelerator.autocast():
             return run(model, batch)
@@ -225,6 +234,10 @@ class Engine(Trainer):
         """Before the first step, while the policy has the weights that the stage starts with."""
         work = self.work
         if work.reference is None:
+            return
+        if work.window is not None:
+            # What will be asked about does not exist yet.
+            work.reference.prepare(work.method, [], self._settings(), outside=True)
             return
         visits_all = work.num_steps * work.prompts_per_step >= len(work.groups)
         steps = [*work.first_epoch(self.args.world_size), work.eval_groups] if visits_all else []
@@ -280,6 +293,23 @@ class Engine(Trainer):
             )
         return norm
 
+    def links(self) -> Links:
+        """What collecting rollouts needs of this engine."""
+        return Links(
+            record=self.record,
+            measure=self._measure,
+            pool=lambda: Pool(self._gather, self.memory),
+            state=lambda: self.state,
+            autocast=self.accelerator.autocast,
+        )
+
+    def _measure(self, groups: Sequence[Group], names: Collection[str]) -> None:
+        self.settle_layout(groups)
+        measure(groups, names, self._settings(), self.work.reference)
+
+    def _gather(self, values: torch.Tensor) -> torch.Tensor:
+        return gather({"": [values]}, self.args.world_size, self.args.device)[""].cpu()
+
     def record(self, metrics: Mapping[str, tuple[Any, Any]]) -> None:
         """Add (sum, count) pairs to what the next log line reports."""
         self.meters.add(metrics)
@@ -305,7 +335,7 @@ class Engine(Trainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """The method's loss and metrics on the stage's evaluation groups; per source too, where rows have several."""
-        with self._ready():
+        with self.ready():
             if self.work.reference is not None and not self.work.reference.is_ready:
                 self.settle_layout(self.work.eval_groups[:PROBED])
                 self._prepare_reference()
@@ -318,57 +348,11 @@ class Engine(Trainer):
         """Not estimated: the rows of a step are not one padded batch."""
         return 0
 
-    # --- saving ---------------------------------------------------------------------------------------
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging or self.args.output_dir)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Trainer's checkpoint and our state, under a temporary name until it is whole."""
-        target = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        self._staging = target.with_name(f"{STAGING}{target.name}")
-        if self.args.should_save:
-            shutil.rmtree(self._staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        try:
-            super()._save_checkpoint(model, trial)
-            reach("saving")
-            folder = self._staging / target.name
-            if self.work.window is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-                save_state(
-                    folder, f"window-{self.args.process_index}", self.work.window.state_dict(self.state.global_step)
-                )
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                (folder / "training_args.bin").unlink(missing_ok=True)
-                save_state(folder, STATE, self._state())
-                publish(folder, target)
-                shutil.rmtree(self._staging, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
-        finally:
-            self._staging = None
-
-    def _state(self) -> dict[str, Any]:
-        state = {"strategy": self.work.strategy.state_dict(), "num_tokens": self.num_tokens, "memory": self.memory}
-        live = self.work.reference.live if self.work.reference else None
-        moves = self.work.method.reference == "ema" or self.work.method.sync_every > 0
-        return state | ({"reference": live.state_dict()} if live is not None and moves else {})
-
-    def restore(self, checkpoint: Path) -> None:
-        """Load what Trainer does not know: the strategies' state, a moving reference, and the rollout window."""
-        state = load_state(checkpoint, STATE) or {}
-        self.work.strategy.load_state_dict(state.get("strategy", {}))
-        self.num_tokens, self.memory = state.get("num_tokens", 0.0), dict(state.get("memory", {}))
-        if "reference" in state and self.work.reference is not None and self.work.reference.live is not None:
-            self.work.reference.live.load_state_dict(state["reference"])
-        window = load_state(checkpoint, f"window-{self.args.process_index}")
-        if self.work.window is not None and window is not None:
-            self.work.window.load_state_dict(window, self.work.find_row)
+    # --- a stage ---------------------------------------------------------------------------------------
 
     def fit(self, checkpoint: Path | None = None) -> None:
         """Train the stage, from ``checkpoint`` if one is given; afterwards the model's forward is its own again."""
-        with self._ready():
+        with self.ready():
             if not isinstance(self.work.method, OnlineMethod):
                 self.settle_layout(self.work.groups[:PROBED])
             self._prepare_reference()
@@ -377,7 +361,7 @@ class Engine(Trainer):
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     @contextlib.contextmanager
-    def _ready(self) -> Iterator[None]:
+    def ready(self) -> Iterator[None]:
         """The routed forward is on, dropout as the method wants it; entering twice changes nothing."""
         model = self.accelerator.unwrap_model(self.model)
         if self._is_ready:

@@ -28,6 +28,7 @@ class Work:
         prepare: makes a group of a row that a strategy draws.
         find_row: gives back the source row of (task, row id), to revive saved rollouts.
         should_stop: whether this rank was asked to stop.
+        say: told in one line what a person should know.
         reference: for methods that need reference_logps.
         eval_groups: prepared rows that the loss is measured on while training, if the arguments ask for it.
         packed: whether groups of one completion stand behind each other in a row.
@@ -46,6 +47,7 @@ class Work:
     find_row: Callable[[str, str], Row]
     window: RolloutWindow | None = None
     should_stop: Callable[[], bool] = lambda: False
+    say: Callable[[str], None] = lambda text: None
     reference: ReferenceScores | None = None
     eval_groups: list[Group] = field(default_factory=list)
     packed: bool = False

@@ -1,4 +1,4 @@
-"""How good a policy is at a task: greedy completions judged by the task's metric, or teacher-forced likelihood.
+"""How good a policy is at a task: completions judged by the task's metric, or teacher-forced likelihood.
 
 Every item keeps its own score, because intervals, paired differences and "right before, wrong after" need them.
 A score that cannot be had is missing: it leaves n and the mean, and is never a number.
@@ -34,7 +34,10 @@ from contrl.rollout.score import call_reward
 
 @dataclass(frozen=True)
 class Item:
-    """One evaluated row. ``score`` None = missing; ``extras`` is what else was measured on it."""
+    """One evaluated row. ``score`` None = missing; ``extras`` is what else was measured on it.
+
+    Of several samples ``completion`` is the first and ``score`` the mean of those that have one.
+    """
 
     id: str
     prompt: str
@@ -67,6 +70,7 @@ class Settings:
 
     Attributes:
         max_new_tokens: the cap on completions; ``temperature`` 0 takes the likeliest token, ``seed`` is for others.
+        num_samples: completions of each row; several need a temperature, and give ``pass@k``.
         tokens_per_chunk: how much is run at once.
         rank, world_size: which share of the items this rank takes.
         method: judges teacher-forced, where a task has neither metric nor reward; None takes the likelihood.
@@ -81,6 +85,16 @@ class Settings:
     temperature: float = 0.0
     seed: int = 0
     start: ReferenceRows = field(default_factory=ReferenceRows)
+    num_samples: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse several copies of one greedy answer."""
+        if self.num_samples > 1 and self.temperature == 0:
+            raise UserError(
+                f"{self.num_samples} greedy answers to one prompt are all the same",
+                where="evaluation.num_samples",
+                fix="give evaluation.temperature, or take one sample",
+            )
 
 
 def evaluate_task(model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Task, settings: Settings) -> TaskScore:
@@ -174,15 +188,41 @@ def _generation(
             fix=f"give every row a `prompt`, or judge the task by logp instead of {metric.name}",
         )
     prompts = [(str(row["id"]), encode_prompt(row["prompt"], tokenizer, **template_options(row))) for row in rows]
-    sampling = Sampling(settings.max_new_tokens, temperature=settings.temperature)
+    number = settings.num_samples
+    sampling = Sampling(settings.max_new_tokens, number, settings.temperature)
     noise = Noise((settings.seed,))
     sampled = generate(model, prompts, sampling, noise, end_tokens(model), settings.tokens_per_chunk)
-    texts = [str(tokenizer.decode(completions[0].ids, skip_special_tokens=True)) for completions in sampled]
-    scores = call_reward(metric.score, rows, texts, f"the metric of task {where}")
+    ids = [completion.ids for completions in sampled for completion in completions]
+    texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in ids]
+    asked = [row for row in rows for _ in range(number)]
+    scores = call_reward(metric.score, asked, texts, f"the metric of task {where}", completion_ids=ids)
     return [
-        Item(str(row["id"]), _shown(row["prompt"]), text, score, score is not None and score >= metric.correct_at)
-        for row, text, score in zip(rows, texts, scores, strict=True)
+        _sampled_item(row, completions, texts[i * number], scores[i * number : (i + 1) * number], metric.correct_at)
+        for i, (row, completions) in enumerate(zip(rows, sampled, strict=True))
     ]
+
+
+def _sampled_item(
+    row: Row, completions: Sequence[Completion], text: str, scores: Sequence[float | None], correct_at: float
+) -> Item:
+    """One row from the scores of its samples; those that are missing count in none of its numbers."""
+    known = [score for score in scores if score is not None]
+    mean = math.fsum(known) / len(known) if known else None
+    extras = {"clipped": sum(not completion.ended for completion in completions) / len(completions)}
+    if len(scores) > 1:
+        extras |= pass_at_k(len(known), sum(score >= correct_at for score in known))
+    return Item(str(row["id"]), _shown(row["prompt"]), text, mean, mean is not None and mean >= correct_at, extras)
+
+
+def pass_at_k(num_samples: int, num_correct: int) -> dict[str, float]:
+    """The chance that at least one of k answers is correct, for k = 1, 2, 4, ... up to the number of samples.
+
+    Unbiased: of all choices of k of the n samples, the share that holds one of the c correct ones,
+    1 - C(n - c, k) / C(n, k) (Chen et al. 2021, Evaluating Large Language Models Trained on Code).
+    """
+    powers = [2**i for i in range(num_samples.bit_length())]
+    wrong = num_samples - num_correct
+    return {f"pass@{k}": 1 - math.comb(wrong, k) / math.comb(num_samples, k) for k in powers}
 
 
 def _judged(

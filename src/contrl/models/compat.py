@@ -16,6 +16,7 @@ from transformers import BitsAndBytesConfig
 
 from contrl import config as contrl_config
 from contrl.errors import UserError
+from contrl.models.value_models import language_model
 
 
 @dataclass
@@ -123,7 +124,7 @@ def create_reference_model(model: nn.Module, num_shared_layers: int | None = Non
     below it; for the base leave ``ref_model`` out, and the adapter is switched off instead of anything copied.
 
     Args:
-        model: a transformers or PEFT model.
+        model: a transformers or PEFT model, with or without a value head around it.
         num_shared_layers: the first so many decoder layers, and all before them, are not copied but shared; they are
             frozen in ``model`` too, for which they save memory and time. None copies everything.
 
@@ -135,9 +136,10 @@ def create_reference_model(model: nn.Module, num_shared_layers: int | None = Non
         parameter.requires_grad_(False)
     # What the memo already holds is not copied: the two models then have the same tensors.
     reference: Any = copy.deepcopy(model, {id(parameter): parameter for parameter in shared.values()})
-    for name in ("forward", "_original_forward"):
-        # An instance-level forward is a closure over the original; the copy must run its own weights.
-        reference.__dict__.pop(name, None)
+    for module in (reference, language_model(reference)):
+        for name in ("forward", "_original_forward"):
+            # An instance-level forward is a closure over the original; the copy must run its own weights.
+            module.__dict__.pop(name, None)
     return reference.requires_grad_(False).eval()
 
 

@@ -24,6 +24,7 @@ from contrl.models.classifier import is_classifier_model, on_trunk
 from contrl.models.folders import base_of, is_adapter, weights_folder
 from contrl.models.pretrained import Reading, read_model, read_tokenizer
 from contrl.models.quantisation import is_quantised, keep_gradients, quantisation_of
+from contrl.models.value_head import without_value
 
 __all__ = [
     "Policy",
@@ -76,7 +77,8 @@ def load_weights(model: Any, folder: Path) -> None:
             missing = get_peft_model_state_dict(model, save_embedding_layers=False).keys() - tensors.keys()
             result: Any = set_peft_model_state_dict(model, tensors)
         else:
-            result = model.load_state_dict(tensors, strict=False)
+            with without_value(model):
+                result = model.load_state_dict(tensors, strict=False)
             missing = set(result.missing_keys) - set(getattr(model, "all_tied_weights_keys", None) or {})
     except RuntimeError as error:  # a tensor of another shape
         raise UserError(

@@ -17,6 +17,8 @@ from torch import nn
 
 from contrl.errors import UserError
 from contrl.models.modes import evaluating, unchanged_training
+from contrl.models.value_head import NAME as VALUE
+from contrl.models.value_head import without_value
 
 Origin = Literal["base", "previous", "ema"]
 
@@ -41,7 +43,8 @@ class Reference:
             if origin != "base":
                 self.adapter = {name: p.detach().clone() for name, p in self._trainable()}
         else:
-            self.frozen = copy.deepcopy(policy).requires_grad_(False).eval()
+            with without_value(policy):
+                self.frozen = copy.deepcopy(policy).requires_grad_(False).eval()
             for name in ("forward", "_original_forward"):
                 # An instance-level forward is a closure over the policy; the copy must run its own weights.
                 self.frozen.__dict__.pop(name, None)
@@ -56,7 +59,8 @@ class Reference:
         return reference
 
     def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, p) for name, p in self.policy.named_parameters() if p.requires_grad)
+        of_policy = ((name, p) for name, p in self.policy.named_parameters() if not name.startswith(f"{VALUE}."))
+        return ((name, p) for name, p in of_policy if p.requires_grad)
 
     def update(self) -> None:
         """Move an ``ema`` reference towards the policy: ``r <- decay r + (1 - decay) p``."""
@@ -70,7 +74,7 @@ class Reference:
             raise UserError(
                 "a base reference under LoRA cannot follow the policy", fix="use origin 'previous' or 'ema'"
             )
-        with torch.no_grad():
+        with torch.no_grad(), without_value(self.policy):
             if self.frozen is not None:
                 for mine, theirs in zip(self.frozen.parameters(), self.policy.parameters(), strict=True):
                     mine.lerp_(theirs.detach(), share)

@@ -34,6 +34,8 @@ class ClassifierReward:
         load: gives model and tokenizer of a name, on the first call: ``contrl.models.load.load_scorer``.
     """
 
+    is_costly = True  # as a metric it is not asked at every step
+
     def __init__(
         self,
         name: str | Path,

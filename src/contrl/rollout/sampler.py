@@ -21,16 +21,14 @@ from contrl.errors import UserError
 from contrl.faults import reach
 from contrl.interfaces import Completion
 from contrl.models.modes import evaluating
+from contrl.rollout.cache import drop_rows, repeat_rows
+from contrl.rollout.choose import Sampling, choose
+from contrl.rollout.stopping import Ending
 
+__all__ = ["Noise", "Sampling", "Span", "chunks", "count_tokens", "generate"]
 
-@dataclass(frozen=True)
-class Sampling:
-    """How completions are drawn. ``temperature = 0`` takes the likeliest token."""
-
-    max_new_tokens: int
-    samples_per_prompt: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
+Prompts = Sequence[tuple[str, list[int]]]
+"""(stable name, token ids) of each prompt."""
 
 
 @dataclass(frozen=True)
@@ -45,95 +43,144 @@ class Noise:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy))).random(length)
 
 
+@dataclass(frozen=True)
+class Span:
+    """Samples ``start`` to ``stop`` of one prompt: its rows in a chunk."""
+
+    prompt: int
+    start: int
+    stop: int
+
+
 def generate(
     model: nn.Module,
-    prompts: Sequence[tuple[str, list[int]]],
+    prompts: Prompts,
     sampling: Sampling,
     noise: Noise,
     eos_ids: Sequence[int],
     tokens_per_chunk: int = 2**15,
+    *,
+    tokenizer: Any = None,
 ) -> list[list[Completion]]:
     """Sample completions.
 
     Args:
         model: a causal language model, unwrapped. It is sampled in eval mode, without dropout, whatever mode it is in.
         prompts: (stable name, token ids) of each prompt; no ids may be empty.
-        sampling: lengths, temperature, number of samples.
+        sampling: lengths, temperature, number of samples, processors, stops.
         noise: source of randomness; unused when greedy.
         eos_ids: tokens that end a completion (kept as its last token).
-        tokens_per_chunk: cache positions that decode side by side.
+        tokens_per_chunk: cache positions that decode side by side, prompt and longest completion of every row; a row
+            that is longer decodes alone.
+        tokenizer: decodes, where the sampling has stop texts.
 
     Returns:
         For each prompt its completions, with ``sampler_logps`` (of the distribution drawn from) and ``old_logps``
-        (temperature only; the same numbers unless ``top_p < 1``). Greedy log-probabilities are at temperature 1.
+        (temperature only; the same numbers unless a processor is on). Greedy log-probabilities are at temperature 1.
     """
     if any(not ids for _, ids in prompts):
         raise UserError("a prompt has no tokens", fix="give every prompt at least one token")
     adapters: dict[str, Any] = getattr(model, "peft_config", None) or {}
     if any(adapter.is_prompt_learning for adapter in adapters.values()):
         raise UserError("virtual-token adapters cannot sample with contrl's decode loop", fix="use LoRA")
+    device = next(model.parameters()).device
+    ending = Ending([*eos_ids, *sampling.stop_tokens], sampling.stop, tokenizer, device)
     results: list[list[Completion]] = [[] for _ in prompts]
     with torch.no_grad(), evaluating(model):
-        for chunk in _chunks(prompts, sampling, tokens_per_chunk):
+        for chunk in chunks([len(ids) for _, ids in prompts], sampling, tokens_per_chunk):
             reach("sampling")
-            decoded = _decode(model, [prompts[i] for i in chunk], sampling, noise, eos_ids)
-            for position, completions in zip(chunk, decoded, strict=True):
-                results[position] = completions
+            decoded = iter(_decode(model, prompts, chunk, sampling, noise, ending))
+            for span in chunk:
+                # A prompt's samples may be spread over chunks; they come in order.
+                results[span.prompt].extend(next(decoded) for _ in range(span.start, span.stop))
     return results
 
 
-def _chunks(prompts: Sequence[tuple[str, list[int]]], sampling: Sampling, budget: int) -> Iterator[list[int]]:
-    """Indices of prompts of similar length whose caches fit the budget together, longest first."""
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i][1]))
-    chunk: list[int] = []
-    width = 0
-    for i in order:
-        width = width or len(prompts[i][1]) + sampling.max_new_tokens
-        if chunk and (len(chunk) + 1) * sampling.samples_per_prompt * width > budget:
-            yield chunk
-            chunk, width = [], len(prompts[i][1]) + sampling.max_new_tokens
-        chunk.append(i)
+def count_tokens(sampled: Sequence[Sequence[Completion]]) -> int:
+    """Tokens of all completions, end tokens included."""
+    return sum(len(completion.ids) for completions in sampled for completion in completions)
+
+
+def chunks(lengths: Sequence[int], sampling: Sampling, budget: int) -> Iterator[list[Span]]:
+    """What decodes together: prompts of similar length, longest first, as many rows as the budget holds.
+
+    Args:
+        lengths: tokens of each prompt.
+        sampling: rows per prompt and new tokens per row.
+        budget: rows times the longest prompt plus its new tokens is at most this, unless the chunk is a single row.
+            A prompt whose samples alone exceed it is prefilled in several chunks.
+    """
+    chunk: list[Span] = []
+    rows = room = 0
+    for prompt in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        start = 0
+        while start < sampling.samples_per_prompt:
+            rest = sampling.samples_per_prompt - start
+            if chunk and rows + rest > room:
+                yield chunk
+                chunk, rows = [], 0
+            if not chunk:
+                room = max(budget // (lengths[prompt] + sampling.max_new_tokens), 1)
+            taken = min(rest, room)
+            chunk.append(Span(prompt, start, start + taken))
+            start, rows = start + taken, rows + taken
     if chunk:
         yield chunk
 
 
-def _prefill(model: Any, prompts: Sequence[tuple[str, list[int]]], device: torch.device) -> tuple[Any, torch.Tensor]:
-    width = max(len(ids) for _, ids in prompts)
-    tokens = torch.zeros(len(prompts), width, dtype=torch.long)
-    seen = torch.zeros(len(prompts), width, dtype=torch.long)
-    for row, (_, ids) in enumerate(prompts):
+class _Step:
+    """Calls the model for one more token of every row, with the arguments it knows."""
+
+    def __init__(self, model: Any) -> None:
+        causal = model.get_base_model() if hasattr(model, "peft_config") else model
+        known = inspect.signature(type(causal).forward).parameters
+        self.model, self.positions = model, "position_ids" in known
+        self.fixed: dict[str, Any] = {"use_cache": True}
+        if "logits_to_keep" in known:
+            self.fixed["logits_to_keep"] = 1
+
+    def __call__(self, tokens: torch.Tensor, seen: torch.Tensor, positions: torch.Tensor, cache: Any = None) -> Any:
+        """Logits ``[B, V]`` of the next token, and the cache, from ``[B, T]`` tokens and their positions."""
+        placed = {"position_ids": positions} if self.positions else {}
+        out = self.model(input_ids=tokens, attention_mask=seen, past_key_values=cache, **placed, **self.fixed)
+        return out.logits[:, -1], out.past_key_values
+
+
+def _padded(rows: Sequence[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids as a table, padded on the left, and where it holds tokens (1)."""
+    width = max(len(ids) for ids in rows)
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    seen = torch.zeros(len(rows), width, dtype=torch.long)
+    for row, ids in enumerate(rows):
         tokens[row, width - len(ids) :] = torch.tensor(ids)
         seen[row, width - len(ids) :] = 1
-    seen = seen.to(device)
-    positions = (seen.cumsum(-1) - 1).clamp(min=0)
-    arguments = _accepted(model, position_ids=positions, logits_to_keep=1)
-    return model(input_ids=tokens.to(device), attention_mask=seen, use_cache=True, **arguments), seen
+    return tokens.to(device), seen.to(device)
 
 
-def _accepted(model: Any, **arguments: Any) -> dict[str, Any]:
-    causal = model.get_base_model() if hasattr(model, "peft_config") else model
-    known = inspect.signature(type(causal).forward).parameters
-    return {name: value for name, value in arguments.items() if name in known}
+def _draws(prompts: Prompts, chunk: Sequence[Span], sampling: Sampling, noise: Noise) -> torch.Tensor:
+    """``[rows, max_new_tokens]`` the uniform number of every token."""
+    limit, rows = sampling.max_new_tokens, [(span.prompt, i) for span in chunk for i in range(span.start, span.stop)]
+    uniforms = np.zeros((len(rows), limit))
+    if sampling.temperature > 0:
+        for row, (prompt, sample) in enumerate(rows):
+            uniforms[row] = noise.uniforms(prompts[prompt][0], sample, limit)
+    return torch.from_numpy(uniforms)
 
 
 def _decode(
-    model: Any, prompts: Sequence[tuple[str, list[int]]], sampling: Sampling, noise: Noise, eos_ids: Sequence[int]
-) -> list[list[Completion]]:
-    device = next(model.parameters()).device
-    samples, limit = sampling.samples_per_prompt, sampling.max_new_tokens
-    num_rows = len(prompts) * samples
-    uniforms = np.zeros((num_rows, limit))
-    if sampling.temperature > 0:
-        for row in range(num_rows):
-            uniforms[row] = noise.uniforms(prompts[row // samples][0], row % samples, limit)
-    draws = torch.from_numpy(uniforms).to(device)
-    ends = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
-
-    out, seen = _prefill(model, prompts, device)
-    source = torch.arange(num_rows, device=device) // samples
-    cache, logits = out.past_key_values, out.logits[:, -1][source]
-    cache.batch_select_indices(source)
-    seen, position = seen[source], seen.sum(-1)[source]
+    model: Any, prompts: Prompts, chunk: Sequence[Span], sampling: Sampling, noise: Noise, ending: Ending
+) -> list[Completion]:
+    """The completions of a chunk's rows, in order."""
+    device, limit = next(model.parameters()).device, sampling.max_new_tokens
+    draws = _draws(prompts, chunk, sampling, noise).to(device)
+    num_rows = len(draws)
+    source = torch.repeat_interleave(torch.tensor([span.stop - span.start for span in chunk])).to(device)
+    run = _Step(model)
+    prompt_tokens, seen = _padded([prompts[span.prompt][1] for span in chunk], device)
+    logits, cache = run(prompt_tokens, seen, (seen.cumsum(-1) - 1).clamp(min=0))
+    repeat_rows(cache, source, limit)
+    logits, seen, position = logits[source], seen[source], seen.sum(-1)[source]
+    used = _used(prompt_tokens[source], seen, logits.shape[-1]) if sampling.penalises else None
 
     alive = torch.arange(num_rows, device=device)
     tokens = torch.zeros(num_rows, limit, dtype=torch.long, device=device)
@@ -141,27 +188,36 @@ def _decode(
     lengths = torch.full((num_rows,), limit, device=device)
     ended = torch.zeros(num_rows, dtype=torch.bool, device=device)
     for step in range(limit):
-        token, scores = choose(logits, draws[alive, step], sampling)
+        token, scores = choose(logits, draws[alive, step], sampling, used)
         tokens[alive, step], logps[alive, step] = token, scores
-        finished = torch.isin(token, ends)
-        ended[alive[finished]], lengths[alive[finished]] = True, step + 1
-        if step + 1 == limit or bool(finished.all()):
+        finished = ending(tokens[alive, max(step + 1 - ending.window, 0) : step + 1])
+        if num_finished := int(finished.sum()):
+            over = alive[finished]
+            ended[over], lengths[over] = True, step + 1
+        if step + 1 == limit or num_finished == len(alive):
             break
-        if bool(finished.any()):
-            keep = (~finished).nonzero()[:, 0]
-            cache.batch_select_indices(keep)
+        if num_finished:
+            keep = drop_rows(cache, finished)
             alive, token, seen, position = alive[keep], token[keep], seen[keep], position[keep]
+            used = None if used is None else used[keep]
+        if used is not None:
+            used.scatter_(-1, token[:, None], True)
         seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
-        arguments = _accepted(model, position_ids=position[:, None], logits_to_keep=1)
-        out = model(input_ids=token[:, None], attention_mask=seen, past_key_values=cache, use_cache=True, **arguments)
-        logits, position = out.logits[:, -1], position + 1
-    return _collect(tokens.tolist(), logps.tolist(), lengths.tolist(), ended.tolist(), samples)
+        logits, cache = run(token[:, None], seen, position[:, None], cache)
+        position = position + 1
+    return _collect(tokens.tolist(), logps.tolist(), lengths.tolist(), ended.tolist())
+
+
+def _used(tokens: torch.Tensor, seen: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """``[B, V]`` True = the token stands in the row's prompt; padding is none."""
+    table = torch.zeros(len(tokens), vocabulary, dtype=torch.long, device=tokens.device)
+    return table.scatter_add_(-1, tokens, seen) > 0
 
 
 def _collect(
-    tokens: list[list[int]], logps: list[list[list[float]]], lengths: list[int], ended: list[bool], samples: int
-) -> list[list[Completion]]:
-    rows = [
+    tokens: list[list[int]], logps: list[list[list[float]]], lengths: list[int], ended: list[bool]
+) -> list[Completion]:
+    return [
         Completion(
             ids=ids[:length],
             ended=done,
@@ -170,39 +226,3 @@ def _collect(
         )
         for ids, pairs, length, done in zip(tokens, logps, lengths, ended, strict=True)
     ]
-    return [rows[start : start + samples] for start in range(0, len(rows), samples)]
-
-
-def choose(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token per row by the inverse cumulative distribution, and its log-probabilities.
-
-    Args:
-        logits: ``[B, V]``.
-        uniforms: ``[B]`` in [0, 1).
-        sampling: temperature and nucleus.
-
-    Returns:
-        Tokens ``[B]`` and ``[B, 2]``: log-probability under the distribution drawn from (nucleus applied), and
-        under the policy with temperature alone.
-    """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    greedy = sampling.temperature == 0
-    logps = torch.log_softmax(logits if greedy else logits / sampling.temperature, -1)
-    if greedy:
-        token = logits.argmax(-1)
-        score = logps.gather(-1, token[:, None])
-        return token, torch.cat([score, score], -1).double()
-    drawn = logps if sampling.top_p >= 1 else _nucleus(logps, sampling.top_p)
-    cumulative = drawn.double().exp().cumsum(-1)
-    # Scaling by the last entry keeps a uniform near 1 inside the table in spite of rounding.
-    threshold = (uniforms[:, None] * cumulative[:, -1:]).to(cumulative.dtype)
-    token = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[-1] - 1)
-    return token[:, 0], torch.cat([drawn.gather(-1, token), logps.gather(-1, token)], -1).double()
-
-
-def _nucleus(logps: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Log-probabilities renormalised over the smallest set of tokens whose probability reaches ``top_p``."""
-    ordered, index = logps.sort(-1, descending=True)
-    before = ordered.exp().cumsum(-1) - ordered.exp()
-    kept = torch.zeros_like(logps, dtype=torch.bool).scatter(-1, index, before < top_p)
-    return torch.log_softmax(logps.masked_fill(~kept, float("-inf")), -1)

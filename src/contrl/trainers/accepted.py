@@ -36,6 +36,9 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }  # fmt: skip
 """Of transformers: name -> the values that change nothing, and what to do instead."""
 
+Table = Mapping[str, tuple[tuple[Any, ...], str]]
+"""Names of fields -> the values that change nothing, and what to do instead or why nothing is lost."""
+
 _REFUSED_FIELDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "truncation_mode": (("keep_start",), "prompts are cut by max_prompt_length from their start, the rest at its end"),
     "packing_strategy": (("bfd",), "rows are packed best-fit, each whole; what is too long is cut by max_length"),
@@ -67,7 +70,7 @@ def problems_of(config: Any) -> list[str]:
     """What a configuration asks for that contrl does not do and that would change results."""
     found = [
         f"{name}={getattr(config, name)!r} is not supported: {fix}"
-        for name, (harmless, fix) in _REFUSED_FIELDS.items()
+        for name, (harmless, fix) in (_REFUSED_FIELDS | config.refused).items()
         if hasattr(config, name) and getattr(config, name) not in harmless
     ]
     if config.method == "kto" and config.sync_ref_model:
@@ -79,8 +82,8 @@ def notes_on(config: Any) -> list[str]:
     """What a configuration sets without effect."""
     return [
         f"{name} has no effect: {why}"
-        for name, (default, why) in _QUIET.items()
-        if hasattr(config, name) and getattr(config, name) not in default
+        for name, (default, why) in (_QUIET | config.quiet).items()
+        if hasattr(config, name) and name not in config.heeded and getattr(config, name) not in default
     ]
 
 

@@ -31,10 +31,11 @@ from contrl.engine.rows import prepare_all
 from contrl.engine.trainer import Engine
 from contrl.errors import UserError
 from contrl.experiment import find
-from contrl.interfaces import Stage, Strategy, TaskSequence
+from contrl.interfaces import Stage, Strategy, Task, TaskSequence
 from contrl.launch import finish
 from contrl.models.card import write_card
 from contrl.models.load import Policy
+from contrl.models.value_head import save_value, without_value
 from contrl.planning import build_plan, usable
 from contrl.trainers import records
 from contrl.trainers.configs import TrainerConfig
@@ -59,6 +60,8 @@ class Face:
     log_metrics, save_metrics = trainer_pt_utils.log_metrics, trainer_pt_utils.save_metrics
     config_class: ClassVar[type[TrainerConfig]] = TrainerConfig
     suffix: ClassVar[str] = ""
+    sampler: Any = None
+    """Another program that samples in the policy's place; of trainers that sample."""
 
     def __init__(self, model: Any, args: Any, train: Any, held_out: Any, further: dict[str, Any]) -> None:
         path = model if isinstance(model, str) else str(getattr(model, "name_or_path", "") or type(model).__name__)
@@ -76,7 +79,8 @@ class Face:
         if train is None:
             raise UserError("there is no train_dataset")
         self.train_dataset, self.eval_dataset = train, held_out
-        self._ranks, training = Ranks(), self.args.training()
+        self._ranks = Ranks()
+        training = self.args.training(self._ranks.world_size)
         self._ranks.join(training)
         self.processing_class = models.read_tokenizer(self.args)
         self.is_sequence = is_sequence(train)
@@ -99,19 +103,23 @@ class Face:
     def _most(self, training: dict[str, Any]) -> int | None:
         """Rows that a stream can be asked for: as many as ``max_steps`` visits."""
         steps = int(training.get("max_steps", -1))
-        rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self._ranks.world_size
-        return steps * rows if steps > 0 else None
+        return self.args.rows_visited(steps, self._ranks.world_size) if steps > 0 else None
+
+    def _tasks(self) -> list[Task]:
+        return make_tasks(self.train_dataset, self.eval_dataset, self._reader)
+
+    def _method_fields(self, method: Any) -> dict[str, Any]:
+        return self.args.method_fields(method, self._ranks.world_size)
 
     def _make_plan(self, method: Any, training: dict[str, Any]) -> Plan:
-        fields = self.args.method_fields(method)
-        tasks = [
-            as_method_takes(task, method(**{**fields, **task.method}), self.say)
-            for task in make_tasks(self.train_dataset, self.eval_dataset, self._reader)
-        ]
+        fields = self._method_fields(method)
+        tasks = [as_method_takes(task, method(**{**fields, **task.method}), self.say) for task in self._tasks()]
         sequence = TaskSequence.in_order(tasks)
-        if training.get("eval_strategy", "no") != "no" and not any(task.eval for task in tasks):
-            raise UserError(f"eval_strategy is {training['eval_strategy']!r} and there is no eval_dataset")
-        self._config = records.run_config(self.args, fields, sequence, training, self._given.strategies)
+        evaluates = getattr(self.args.eval_strategy, "value", self.args.eval_strategy)
+        if evaluates != "no" and not any(task.eval for task in tasks):
+            raise UserError(f"eval_strategy is {evaluates!r} and there is no eval_dataset")
+        world_size = self._ranks.world_size
+        self._config = records.run_config(self.args, fields, sequence, training, self._given.strategies, world_size)
         plan = build_plan(self._config, sequence, self._ranks.world_size)
         judged = self.is_sequence and any(task.eval for task in tasks)
         if self.is_sequence and not judged:
@@ -142,6 +150,7 @@ class Face:
             reference=self.ref_model,
             checkpoint_of=checkpoint_of,
             holds_out=True,
+            sampler=self.sampler,
         )
 
     def _callbacks_of(self, stage: Stage, steps: int) -> list[Any]:
@@ -188,11 +197,11 @@ class Face:
         history = records.History()
         runner = self._runner(newest_checkpoint if self.is_sequence else lambda folder: checkpoint)
         self._callbacks.append(history)
+        self._last = runner
         try:
             runner.run()
         finally:
             self._callbacks.remove(history)
-            self._last = runner
             self._trackers.close()
         self.state = history.state(checkpoint, in_sequence=self.is_sequence)
         self._finish(runner.folder)
@@ -282,8 +291,10 @@ class Face:
         elif self._ranks.rank == 0:
             staging = target / f"{STAGING}model"
             with whole_folder(staging) as place:
-                self.model.save_pretrained(place)
+                with without_value(self.model):
+                    self.model.save_pretrained(place)
                 self.processing_class.save_pretrained(place)
+                save_value(self.model, place)
             # One by one and by renaming: what lies there may be a hard link to a stage's weights.
             for file in sorted(staging.iterdir()):
                 os.replace(file, target / file.name)
@@ -304,7 +315,7 @@ class Face:
             "title": model_name or Path(self.args.output_dir).name,
             "base": self._policy.source,
             "data": dataset_name,
-            "method": {"name": self.args.method, **self.args.method_fields(find("method", self.args.method))},
+            "method": {"name": self.args.method, **self._config.method.fields},
             "sequence": [task.name for task in self._plan.sequence.tasks] if self.is_sequence else None,
             "tags": [tags] if isinstance(tags, str) else list(tags or ()),
         }

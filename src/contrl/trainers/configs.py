@@ -15,7 +15,7 @@ import torch
 from transformers import TrainingArguments
 
 from contrl.errors import UserError
-from contrl.trainers.accepted import OWN, check_training, notes_on, problems_of
+from contrl.trainers.accepted import OWN, Table, check_training, notes_on, problems_of
 
 HF_FIELDS = {f.name: f for f in dataclasses.fields(TrainingArguments) if f.init}
 
@@ -35,19 +35,25 @@ class TrainerConfig(TrainingArguments):
             quantization_config.
         tokens_per_pass: padded tokens of one forward and backward; only speed and memory.
         max_bad_rows: rows that may be unusable and left out before training refuses to start.
-        max_new_tokens: length limit of answers that are judged between tasks.
+        max_new_tokens: length limit of answers that are judged between tasks; None takes that of training.
         reference_cache: keep the reference's log-probabilities on disk between runs.
     """
 
     method: ClassVar[str] = ""
     renamed: ClassVar[dict[str, str]] = {"max_seq_length": "max_length"}
+    refused: ClassVar[Table] = {}
+    """Of this class alone, as ``accepted.py`` has them for all: what is refused,"""
+    quiet: ClassVar[Table] = {}
+    """what has no effect,"""
+    heeded: ClassVar[frozenset[str]] = frozenset()
+    """and what has an effect here and elsewhere none."""
 
     logging_steps: float = 10
     bf16: bool = cast(bool, None)
     max_length: int | None = 1024
     tokens_per_pass: int = 16_384
     max_bad_rows: int = 0
-    max_new_tokens: int = 256
+    max_new_tokens: int | None = 256
     model_init_kwargs: dict[str, Any] | str | None = None
     chat_template_path: str | None = None
     eos_token: str | None = None
@@ -94,17 +100,25 @@ class TrainerConfig(TrainingArguments):
         changed = {name: value for name in HF_FIELDS if (value := getattr(self, name)) != self._settled[name]}
         return self._given | changed
 
-    def training(self) -> dict[str, Any]:
+    def training(self, world_size: int = 1) -> dict[str, Any]:
         """Arguments of transformers for a stage: what was given or set since; not what contrl decides itself."""
         values = {**self._arguments(), "num_train_epochs": self.num_train_epochs}
         check_training(values, type(self).__name__)
         return {name: getattr(value, "value", value) for name, value in values.items() if name not in OWN}
 
-    def method_fields(self, method: Any) -> dict[str, Any]:
-        """The method's fields that this configuration has."""
+    def method_fields(self, method: Any, world_size: int = 1) -> dict[str, Any]:
+        """The method's fields that this configuration has; ``world_size`` ranks may share its batch sizes."""
         names = {f.name for f in dataclasses.fields(method)}
         values = {name: getattr(self, name) for name in names if hasattr(self, name)}
         return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+    def run_fields(self, world_size: int) -> dict[str, Any]:
+        """What of the run's configuration follows from this one's own arithmetic."""
+        return {}
+
+    def rows_visited(self, num_steps: int, world_size: int) -> int:
+        """Rows that so many optimizer steps take."""
+        return num_steps * self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size
 
     @classmethod
     def of(cls, args: Any, output_dir: str) -> TrainerConfig:

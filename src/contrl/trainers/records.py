@@ -30,7 +30,12 @@ _FOLDERS = ("stages", "eval", "base", "final")
 
 
 def run_config(
-    args: TrainerConfig, fields: dict[str, Any], sequence: TaskSequence, training: Mapping[str, Any], strategies: Any
+    args: TrainerConfig,
+    fields: dict[str, Any],
+    sequence: TaskSequence,
+    training: Mapping[str, Any],
+    strategies: Any,
+    world_size: int,
 ) -> RunConfig:
     """The configuration that a run like this would have in a file, but for rows and models that are in memory."""
     names = [given if isinstance(given, str) else type(given).__name__ for given in strategies]
@@ -45,6 +50,7 @@ def run_config(
         training=dict(training),
         evaluation=EvaluationConfig(max_new_tokens=args.max_new_tokens),
         seed=args.seed,
+        **args.run_fields(world_size),
     )
 
 

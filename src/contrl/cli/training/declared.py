@@ -26,26 +26,55 @@ def known(name: str) -> dict[str, str]:
 
 @functools.cache
 def fields_of(target: str) -> dict[str, Parameter]:
-    """The fields of the dataclass ``module:Class``, as ``contrl.config.walk.parameters`` gives them, with help."""
+    """The fields of the dataclass ``module:Class``, as ``contrl.config.walk.parameters`` gives them, with help.
+
+    Those of a dataclass that it derives from come first, in their own order, as Python has it.
+    """
     module, _, name = target.partition(":")
     tree = _module(module)
-    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    found = _class(tree, name)
+    fields: dict[str, Parameter] = {}
+    for base in found.bases:
+        home = _home(tree, module, ast.unparse(base))
+        if home and any(
+            ast.unparse(mark).startswith("dataclass") for mark in _class(_module(home), base).decorator_list
+        ):
+            fields |= fields_of(f"{home}:{ast.unparse(base)}")
     meaning = _attributes(ast.get_docstring(found) or "")
-    fields = {}
     for node in found.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
             annotation = ast.unparse(node.annotation)
             if not annotation.startswith("ClassVar"):
                 field = node.target.id
                 default = ast.literal_eval(node.value)
-                fields[field] = Parameter(field, _type(node.annotation, tree), default, meaning.get(field, ""))
+                text = meaning.get(field) or (fields[field].help if field in fields else "")
+                fields[field] = Parameter(field, _type(node.annotation, tree), default, text)
     return fields
+
+
+def _class(tree: ast.Module, name: str | ast.expr) -> ast.ClassDef:
+    called = name if isinstance(name, str) else ast.unparse(name)
+    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == called)
+
+
+def _home(tree: ast.Module, module: str, name: str) -> str:
+    """The module that a class used in ``module`` stands in; "" for one from outside of contrl, or from a package."""
+    if any(isinstance(node, ast.ClassDef) and node.name == name for node in tree.body):
+        return module
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
+            home = str(node.module)
+            return home if home.startswith("contrl.") and _path(home).exists() else ""
+    return ""
 
 
 @functools.cache
 def _module(name: str) -> ast.Module:
-    path = _PACKAGE.joinpath(*name.split(".")[1:]).with_suffix(".py")
-    return ast.parse(path.read_text(encoding="utf-8"))
+    return ast.parse(_path(name).read_text(encoding="utf-8"))
+
+
+def _path(module: str) -> Path:
+    return _PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
 
 
 def _assigned(tree: ast.Module) -> dict[str, ast.expr]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from contrl.cli.flags import Flag, Found, Given, override, read_argv, read_section, readable
+from contrl.cli.training.meaning import Meaning, meaning_of
+from contrl.cli.training.online import is_online
 from contrl.cli.training.table import COMMANDS, flags_of, home_of
 from contrl.config import tree
 from contrl.config.tree import COMMAND_LINE, Fields, Node, Scalar
@@ -49,15 +51,23 @@ class Request:
 
 
 def read(
-    command: str, argv: Sequence[str], defaults: Sequence[str] = (), extra: Mapping[str, Flag] | None = None
+    command: str,
+    argv: Sequence[str],
+    defaults: Sequence[str] = (),
+    extra: Mapping[str, Flag] | None = None,
+    *,
+    needs_reward: bool = True,
+    section: Fields | None = None,
 ) -> Request:
     """The request of a command line.
 
     Args:
-        command: sft, reward, dpo, kto, cpo or orpo.
+        command: sft, reward, dpo, ...
         argv: the words after the command.
         defaults: flags that hold where neither file nor command line says otherwise.
         extra: further spellings of an origin's own.
+        needs_reward: whether a command that samples must name one.
+        section: flags of a file that is read already, such as a pipeline's step.
 
     Raises:
         ConfigErrors: every mistake at once.
@@ -65,6 +75,8 @@ def read(
     flags = {**flags_of(command), **(extra or {})}
     found = read_argv(defaults, flags)
     environment: dict[str, str] = {}
+    if section is not None:
+        found.update(read_section(section, flags, home_of))
     written = read_argv(argv, flags, home_of)
     if "config" in written.given:
         section, environment, errors = _read_file(Path(written.given["config"].text))
@@ -72,11 +84,18 @@ def read(
         found.errors += errors
     found.update(written)
     _place_words(found, flags)
-    errors = [*found.errors, *_refusals(found.given), *_missing(command, found)]
+    meaning = Meaning()
+    if is_online(command):
+        if "sft_model_path" in found.given:
+            policy = found.given["sft_model_path"]
+            found.given["model_name_or_path"] = policy._replace(flag=flags["model_name_or_path"])
+        needed = needs_reward and not any(text.startswith("rewards.functions") for text in found.overrides)
+        meaning = meaning_of(command, found.given, flags, needs_reward=needed)
+    errors = [*found.errors, *_refusals(found.given), *_missing(command, found), *meaning.errors]
     if errors:
         raise ConfigErrors(errors)
-    request = Request(command, found.given, [], environment=environment)
-    _collect(request)
+    request = Request(command, found.given, [], environment={**environment, **meaning.environment})
+    _collect(request, meaning)
     request.overrides += found.overrides
     return request
 
@@ -141,10 +160,14 @@ def _place_words(found: Found, flags: Mapping[str, Flag]) -> None:
 
 
 def _refusals(given: Mapping[str, Given]) -> list[UserError]:
+    """Flags that would change results and cannot; those refused for one reason are one mistake."""
+    refused: dict[tuple[str, str], list[str]] = {}
+    for name, value in given.items():
+        if value.flag.refusal and value.text.lower() not in value.flag.harmless:
+            refused.setdefault((value.flag.refusal, str(value.place)), []).append(f"--{name} {value.text}")
     return [
-        UserError(f"--{name} {value.text}: contrl does not do this", where=str(value.place), fix=value.flag.refusal)
-        for name, value in given.items()
-        if value.flag.refusal and value.text.lower() not in value.flag.harmless
+        UserError(f"{', '.join(words)}: contrl does not do this", where=where, fix=reason)
+        for (reason, where), words in refused.items()
     ]
 
 
@@ -153,6 +176,7 @@ def _missing(command: str, found: Found) -> list[UserError]:
     if not absent:
         return []
     example = f"contrl {command} --model_name_or_path tiny --dataset_name {COMMANDS[command].dataset}"
+    example += " --reward_funcs length" if is_online(command) else ""
     why = "" if "output_dir" in found.given else "--output_dir may be left out: runs/COMMAND-MODEL-DATA"
     return [UserError(f"contrl {command} needs {readable(absent)}", why=why, fix=f"for example: {example}")]
 
@@ -160,7 +184,7 @@ def _missing(command: str, found: Found) -> list[UserError]:
 # --- what the flags mean --------------------------------------------------------------------------------
 
 
-def _collect(request: Request) -> None:
+def _collect(request: Request, meaning: Meaning) -> None:
     """Overrides, notes and variables of the flags."""
     paths: dict[str, Node] = {}
     for value in request.given.values():
@@ -174,6 +198,8 @@ def _collect(request: Request) -> None:
             request.environment[flag.variable] = value.text
         if flag.path:
             paths[flag.path] = value.node
+    request.notes += meaning.notes
+    paths = {path: node for path, node in paths.items() if path not in meaning.dropped} | meaning.paths
     # A list of names is one text of the sequence; it has no other lists.
     if "tasks.path" in paths:
         paths["tasks.path"] = Scalar(COMMAND_LINE, request.text("dataset_name"), quoted=True)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from contrl.cli.flags import Flag, kind_of, readable
+from contrl.cli.training import online
 from contrl.cli.training.declared import fields_of, known
 from contrl.cli.training.refused import NO_EFFECT, REFUSED
 from contrl.config import ModelConfig, tree
@@ -40,6 +41,11 @@ COMMANDS = {
     "kto": Command("Kahneman-Tversky optimisation, from single answers marked good or bad", "1e-6", "labelled.jsonl"),
     "cpo": Command("contrastive preference optimisation, from pairs, without a reference", "1e-6", "ultrafeedback"),
     "orpo": Command("odds-ratio preference optimisation, from pairs, without a reference", "1e-6", "ultrafeedback"),
+    "ppo": Command(
+        "proximal policy optimisation: any reward, with a value estimate per token", "3e-6", "prompts.jsonl"
+    ),
+    "rloo": Command("REINFORCE leave-one-out: any reward, each sample against its siblings", "1e-6", "prompts.jsonl"),
+    "grpo": Command("group-relative policy optimisation (GRPO, DAPO, Dr. GRPO, GSPO)", "1e-6", "prompts.jsonl"),
 }
 NUM_EPOCHS = "3"
 
@@ -47,6 +53,7 @@ MODEL, DATA, METHOD, TRAINING, SEQUENCE, OUTPUT = "model", "data", "method", "tr
 GROUPS = {
     MODEL: "model",
     DATA: "data",
+    online.REWARD: "reward",
     METHOD: "{command}",
     TRAINING: "training (transformers.TrainingArguments)",
     SEQUENCE: "tasks in order, and evaluation",
@@ -84,6 +91,7 @@ _MEANING = {
     "num_train_epochs": "Epochs over the rows of each task.",
     "per_device_train_batch_size": "Rows of a step on each device, times --gradient_accumulation_steps.",
 }
+_COMPLETIONS = "Completions of a step on each device, times --gradient_accumulation_steps."
 """Where contrl's default, or the matter itself, is another than the text of transformers says."""
 
 _WRITTEN = (
@@ -245,6 +253,13 @@ _WRITTEN = (
     Flag("debug", "", "switch", "show the traceback of an error", "no", "", OUTPUT),
     Flag("wandb_project", help="the same as the variable WANDB_PROJECT", variable="WANDB_PROJECT", group=OUTPUT),
     Flag("wandb_entity", help="the same as the variable WANDB_ENTITY", variable="WANDB_ENTITY", group=OUTPUT),
+    Flag(
+        "log_model",
+        help="W&B artifacts: end (the final model) or checkpoint (each one, too)",
+        metavar="WHEN",
+        variable="WANDB_LOG_MODEL",
+        group=OUTPUT,
+    ),
 )
 _REWARD_ONLY = Flag(
     "all_datasets",
@@ -270,6 +285,8 @@ ALIASES = {
 }
 """Other spellings that mean the same."""
 
+_JUDGED = ("evaluation.reward_model", "evaluation.max_new_tokens", "evaluation.temperature")
+"""Of methods that sample, these flags are about training; answers to judge have flags of their own."""
 _OLD_LENGTH = "max_seq_length is the old name of max_length"
 
 
@@ -277,12 +294,17 @@ _OLD_LENGTH = "max_seq_length is the old name of max_length"
 def flags_of(command: str) -> dict[str, Flag]:
     """Every accepted spelling -> its flag, in the order of the help; aliases come last."""
     flags: dict[str, Flag] = {}
-    for flag in (*_model(), *_method(command), *_WRITTEN, *_training(command), *NO_EFFECT, *REFUSED):
+    sampled = online.is_online(command)
+    own = (*online.flags(command), *online.WITHOUT_EFFECT) if sampled else ()
+    written = [flag for flag in _WRITTEN if not (sampled and flag.path in _JUDGED)]
+    for flag in (*_model(), *own, *_method(command), *written, *_training(command), *NO_EFFECT, *REFUSED):
         flags.setdefault(flag.name, flag)
     if command == "reward":
         flags["all_datasets"] = _REWARD_ONLY
+    if sampled:
+        flags |= {alias: flags[name] for alias, name in online.spellings(command).items()}
     flags |= {alias: flags[name] for alias, name in ALIASES.items() if name in flags and alias not in flags}
-    if "max_length" in flags:
+    if "max_length" in flags and not sampled:
         flags["max_seq_length"] = replace(flags["max_length"], note=_OLD_LENGTH)
     return flags
 
@@ -291,6 +313,8 @@ def home_of(name: str) -> str:
     """The commands whose flag ``name`` is, in words; "" when it is nobody's."""
     owners = [f"contrl {command}" for command in COMMANDS if name in fields_of(known("METHODS")[command])]
     owners += ["contrl reward"] if name == _REWARD_ONLY.name else []
+    if not owners:
+        owners = [f"contrl {c}" for c in COMMANDS if online.is_online(c) and name in flags_of(c)]
     return readable(owners) if owners else ""
 
 
@@ -302,17 +326,22 @@ def _model() -> Iterator[Flag]:
 
 
 def _method(command: str) -> Iterator[Flag]:
+    defaults = online.METHOD_DEFAULTS.get(command, {})
     for name, parameter in fields_of(known("METHODS")[command]).items():
-        yield _flag(name, f"method.{name}", METHOD, parameter, common=True)
+        common = name in online.COMMON or not online.is_online(command)
+        flag = _flag(name, f"method.{name}", METHOD, parameter, common=common)
+        flag = replace(flag, default=defaults.get(name, flag.default))
+        yield replace(flag, implies=("method.value", "model")) if name == "value_model" else flag
 
 
 def _training(command: str) -> Iterator[Flag]:
     arguments, defaults = training_arguments(), _DEFAULTS | {"learning_rate": COMMANDS[command].learning_rate}
+    counts = {"per_device_train_batch_size": _COMPLETIONS} if online.is_online(command) else {}
     for name in dict.fromkeys([*_COMMON_TRAINING, *arguments]):
         is_common = name in _COMMON_TRAINING or name in _COMMON_OUTPUT
         group = OUTPUT if name in _COMMON_OUTPUT else TRAINING
         flag = _flag(name, f"training.{name}", group, arguments[name], common=is_common)
-        yield replace(flag, default=defaults.get(name, flag.default), help=_MEANING.get(name, flag.help))
+        yield replace(flag, default=defaults.get(name, flag.default), help=(_MEANING | counts).get(name, flag.help))
 
 
 def _flag(name: str, path: str, group: str, parameter: Parameter, *, common: bool) -> Flag:
