@@ -13,7 +13,7 @@ from contrl.continual.plan import Plan
 from contrl.continual.rotation import Rotation
 from contrl.data.token_cache import cache_folder
 from contrl.data.tokens import prepare_rows
-from contrl.engine.arguments import count_steps, micro_batch, steps_per_epoch
+from contrl.engine.arguments import count_steps, default_pass, micro_batch, steps_per_epoch
 from contrl.engine.rows import prepare_all
 from contrl.errors import UserError
 from contrl.experiment import build_method, find
@@ -50,7 +50,7 @@ def build_plan(config: RunConfig, sequence: TaskSequence, world_size: int) -> Pl
         training_for=training_for,
         prompts_per_step=prompts_per_step,
         seed=config.seed,
-        tokens_per_pass=config.tokens_per_pass,
+        tokens_per_pass=config.tokens_per_pass or default_pass(config.training),
         tokens_per_chunk=config.evaluation.batch_tokens,
         max_new_tokens=limit,
         at_start=config.evaluation.at_start,

@@ -172,11 +172,11 @@ def test_prompts_of_equal_length_do_not_hide_wrong_padding() -> None:
 
 
 def test_the_probe_is_small_and_ragged() -> None:
-    """At most 3 groups of 3 completions of 64 tokens, prompts of different lengths; the step's groups unchanged."""
+    """At most 3 groups of 3 completions of 24 tokens, prompts of different lengths; the step's groups unchanged."""
     groups = [Group(str(i), "t", [5, 6, 7], [Completion([8] * 200) for _ in range(9)]) for i in range(7)]
     made = probe(groups)
     assert [len(group.prompt_ids) for group in made] == [3, 4, 5]
-    assert [[len(c.ids) for c in group.completions] for group in made] == [[64] * 3] * 3
+    assert [[len(c.ids) for c in group.completions] for group in made] == [[24] * 3] * 3
     assert all(len(group.prompt_ids) == 3 and len(group.completions) == 9 for group in groups)
     alone = [Group("a", "t", [5], [Completion([6]), Completion([7])])]
     assert [(len(g.prompt_ids), [len(c.ids) for c in g.completions]) for g in probe(alone)] == [

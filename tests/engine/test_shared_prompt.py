@@ -15,7 +15,7 @@ from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from toys import CPU, build, gradients, ragged_batch, ragged_groups, with_lora
 
 from contrl.engine import shared_prompt
-from contrl.engine.batching import to_batch
+from contrl.engine.batching import buckets, to_batch
 from contrl.engine.forward import Routing, score_batch
 from contrl.engine.layout_check import choose_layout
 from contrl.engine.lm_head import LMHead
@@ -71,6 +71,26 @@ def test_both_layouts_give_the_same_numbers(name: str, adapter: str) -> None:
     assert largest(plain_gradient, shared_gradient) < 1e-5
     silent = [key for key, value in plain_gradient.items() if not value.any() and "k_proj.bias" not in key]
     assert not silent, f"no gradient reached {silent}"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_completions_in_buckets_give_the_same_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each bucket runs on a cache of its own; with a cost of one token a call, nine completions make five or more."""
+    model, batch = build(name).train(), ragged_batch()
+    together, gradient = run(model, batch, "shared")
+    monkeypatch.setattr(shared_prompt, "overhead", lambda device: 1)
+    lengths = [len(c.ids) for group in batch.groups for c in group.completions]
+    assert len(buckets(lengths, 1)) >= 5
+    apart, gradient_apart = run(model, batch, "shared")
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-5)
+    assert largest(gradient_apart, gradient) < 1e-5
+
+
+def test_buckets_are_the_cheapest_cut() -> None:
+    """Lengths 8, 8, 2, 1: together 4 x 8 + 3 = 35, cut once 16 + 2 x 2 + 6 = 26, cut twice 16 + 2 + 1 + 9 = 28."""
+    assert buckets([2, 8, 1, 8], 3) == [[1, 3], [0, 2]]
+    assert buckets([2, 8, 1, 8], 13) == [[0, 1, 2, 3]]
+    assert buckets([], 3) == []
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gemma3"])

@@ -212,8 +212,12 @@ class RunConfig:
     prompts_per_step: int | None = field(
         default=None, metadata=about("prompts per optimizer step over all devices", at_least=1)
     )
-    tokens_per_pass: int = field(
-        default=16_384, metadata=about("padded tokens of one forward and backward; only speed and memory", at_least=1)
+    tokens_per_pass: int | None = field(
+        default=None,
+        metadata=about(
+            "padded tokens of one forward and backward; only speed and memory; null takes 2048 on a CPU, else 16384",
+            at_least=1,
+        ),
     )
     max_bad_rows: int = field(
         default=0, metadata=about("rows that may be unusable and left out before the run refuses to start", at_least=0)

@@ -117,6 +117,14 @@ def build_arguments(training: Mapping[str, Any], settings: StageSettings) -> Tra
         raise UserError(f"transformers refuses these training arguments: {error}") from error
 
 
+def default_pass(training: Mapping[str, Any]) -> int:
+    """Padded tokens of one forward and backward where nobody said: what fills the device without filling its memory.
+
+    A CPU gains nothing from more than its caches hold, and the activations of a pass are most of a step's memory.
+    """
+    return 16_384 if torch.accelerator.is_available() and not training.get("use_cpu") else 2048
+
+
 def precision(training: Mapping[str, Any]) -> dict[str, Any]:
     """bf16 autocast where the device has it and the user did not choose; float32 elsewhere."""
     if {"bf16", "fp16"} & set(training) or not torch.cuda.is_available() or training.get("use_cpu"):

@@ -53,6 +53,35 @@ class BlockSampler(Sampler[int]):
         return self.num_blocks * self.block * self.repeats
 
 
+def overhead(device: torch.device) -> int:
+    """What one more call of the model costs, in tokens: an accelerator is slow to start kernels."""
+    return 128 if device.type == "cpu" else 8192
+
+
+def buckets(lengths: Sequence[int], cost: int) -> list[list[int]]:
+    """Rows cut by length, the longest first, where padding would cost more than one more call.
+
+    Args:
+        lengths: tokens of each row.
+        cost: of one more call, in tokens.
+
+    Returns:
+        Indices of the rows of each bucket; dynamic programming over cuts of the sorted rows.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    sizes = np.array([lengths[row] for row in order], dtype=np.int64)
+    best, cuts = np.zeros(len(order) + 1), [0] * (len(order) + 1)
+    for end in range(1, len(order) + 1):
+        costs = best[:end] + np.arange(end, 0, -1) * sizes[:end] + cost
+        cuts[end] = int(costs.argmin())
+        best[end] = costs[cuts[end]]
+    found, end = [], len(order)
+    while end > 0:
+        found.append(sorted(order[cuts[end] : end]))
+        end = cuts[end]
+    return found[::-1]
+
+
 def num_tokens(group: Group) -> int:
     """Padded size of the group alone: its prompt once and each completion at the length of the longest."""
     return len(group.prompt_ids) + len(group.completions) * max((len(c.ids) for c in group.completions), default=0)

@@ -23,11 +23,14 @@ from contrl.errors import UserError
 from contrl.interfaces import Batch, Group
 from contrl.models.modes import evaluating
 
+PROBED_TOKENS = 24
+"""Tokens of a completion that the check runs at most."""
+
 
 def probe(groups: Sequence[Group]) -> list[Group]:
     """A small sample of a step's groups on which a wrong layout shows.
 
-    At most 3 groups of 3 completions of 64 tokens, so that the check fits wherever a pass does. Prompts are made to
+    At most 3 groups of 3 completions of 24 tokens, so that the check fits wherever a pass does. Prompts are made to
     differ in length and completions to have two tokens at least: otherwise no prompt is padded or no token runs on
     the cache, and every layout would look right.
     """
@@ -38,7 +41,8 @@ def probe(groups: Sequence[Group]) -> list[Group]:
     for number, group in enumerate(sample):
         longer = (group.prompt_ids * (number + 1))[: len(group.prompt_ids) + number]
         completions = [
-            replace(c, ids=(c.ids * 2)[: max(2, min(64, len(c.ids)))], trained=None) for c in group.completions[:3]
+            replace(c, ids=(c.ids * 2)[: max(2, min(PROBED_TOKENS, len(c.ids)))], trained=None)
+            for c in group.completions[:3]
         ]
         made.append(replace(group, prompt_ids=longer, completions=completions))
     if all(len(group.completions) == 1 for group in made):

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import torch
 
-from contrl.engine.batching import plan_passes, to_batch
+from contrl.engine.batching import overhead, plan_passes, to_batch
 from contrl.engine.forward import Routing, score_batch, values_of
 from contrl.engine.lm_head import LMHead
-from contrl.engine.reference_scores import PassSettings, ReferenceScores, overhead
+from contrl.engine.reference_scores import PassSettings, ReferenceScores
 from contrl.interfaces import Batch, Completion, Group
 from contrl.models.modes import evaluating
 

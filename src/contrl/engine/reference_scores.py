@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from contrl.engine.batching import plan_passes, to_batch
+from contrl.engine.batching import overhead, plan_passes, to_batch
 from contrl.engine.forward import Routing, score_batch
 from contrl.engine.lm_head import LMHead
 from contrl.engine.reference_rows import ReferenceRows, digest_of, fill
@@ -131,8 +131,3 @@ def _logps(model: nn.Module, batch: Batch, settings: PassSettings) -> torch.Tens
 def contrasts(groups: Sequence[Group]) -> list[Group]:
     """The groups' contrasts as groups of their own."""
     return [Group(g.row_id, g.task, g.prompt_ids, [g.contrast], g.row) for g in groups if g.contrast is not None]
-
-
-def overhead(device: torch.device) -> int:
-    """What one more pass costs, in tokens: an accelerator takes longer to start kernels than to run a few rows."""
-    return 128 if device.type == "cpu" else 8192

@@ -9,8 +9,9 @@ checkpointing (it drops the passed cache in silence), caches that cannot be repe
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from contrl.engine import encoder_decoder
-from contrl.engine.batching import Layout
+from contrl.engine.batching import Layout, buckets, overhead
 from contrl.engine.lm_head import causal_lm
 from contrl.interfaces import Batch
 
@@ -131,19 +132,24 @@ def _shared(model: nn.Module, batch: Batch, wanted: Wanted) -> Hidden:
     tokens = batch.ids if wanted.last else batch.ids[:, :-1]
     lengths = torch.tensor(_lengths(batch), device=device)
     if tokens.shape[1] > 0:
-        cache = out.past_key_values
-        cache.batch_select_indices(batch.group_index)
-        start = torch.tensor(prompt_lengths, device=device)[batch.group_index][:, None]
-        column = torch.arange(tokens.shape[1], device=device)
-        mask = torch.cat([seen[batch.group_index], (column < lengths[:, None]).long()], dim=1)
-        out = stack(
-            input_ids=tokens,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            **_positions(stack, start + column),
-        )
-        hidden = torch.cat([hidden, out.last_hidden_state], dim=1)
+        starts = torch.tensor(prompt_lengths, device=device)[batch.group_index]
+        states = hidden.new_zeros(len(tokens), tokens.shape[1], hidden.shape[-1])
+        for rows, cache in _copies(out.past_key_values, _cut(batch, device)):
+            longest = min(int(lengths[rows].max()), tokens.shape[1])
+            if longest == 0:
+                continue
+            cache.batch_select_indices(batch.group_index[rows])
+            column = torch.arange(longest, device=device)
+            mask = torch.cat([seen[batch.group_index[rows]], (column < lengths[rows, None]).long()], dim=1)
+            part = stack(
+                input_ids=tokens[rows, :longest],
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                **_positions(stack, starts[rows, None] + column),
+            )
+            states[rows, :longest] = part.last_hidden_state
+        hidden = torch.cat([hidden, states], dim=1)
     predicting = seen.clone()
     predicting[:, -1] = 0
     return Hidden(
@@ -151,6 +157,23 @@ def _shared(model: nn.Module, batch: Batch, wanted: Wanted) -> Hidden:
         of_prompts[predicting.bool()] if wanted.prompts else None,
         hidden[torch.arange(len(lengths), device=device), lengths] if wanted.last else None,
     )
+
+
+def _cut(batch: Batch, device: torch.device) -> list[torch.Tensor]:
+    """The completions' rows by length: each bucket runs at its own width."""
+    found = buckets(_lengths(batch), overhead(device))
+    return [torch.tensor(rows, dtype=torch.long, device=device) for rows in found]
+
+
+def _copies(cache: Any, parts: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, Any]]:
+    """A cache of the prompts for each part; they share the prompts' keys and values, which nothing writes into."""
+    for number, rows in enumerate(parts):
+        if number == len(parts) - 1:
+            yield rows, cache
+            return
+        twin = copy.copy(cache)
+        twin.layers = [copy.copy(layer) for layer in cache.layers]
+        yield rows, twin
 
 
 @dataclass

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from contrl.engine.arguments import steps_per_epoch
-from contrl.engine.batching import BlockSampler, plan_passes, to_batch
+from contrl.engine.batching import BlockSampler, overhead, plan_passes, to_batch
 from contrl.engine.coupling import gather
 from contrl.engine.evaluation import held_out
 from contrl.engine.forward import Routing, no_dropout, routed, run
@@ -37,7 +37,7 @@ from contrl.engine.layout_check import check_head, choose_layout, probe
 from contrl.engine.measure import measure
 from contrl.engine.meters import Meters
 from contrl.engine.online import Links
-from contrl.engine.reference_scores import PassSettings, overhead
+from contrl.engine.reference_scores import PassSettings
 from contrl.engine.saving import SavingTrainer
 from contrl.engine.work import Rows, Work
 from contrl.errors import GuardStop

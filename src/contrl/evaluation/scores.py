@@ -18,11 +18,10 @@ from transformers import PreTrainedTokenizerBase
 from contrl.data.chat import encode_prompt, is_conversational, template_options
 from contrl.data.formats import encode_row
 from contrl.data.tokens import prepare_rows
-from contrl.engine.batching import plan_passes, to_batch
+from contrl.engine.batching import overhead, plan_passes, to_batch
 from contrl.engine.forward import Routing, head_of, score_batch
 from contrl.engine.lm_head import LMHead
 from contrl.engine.reference_rows import ReferenceRows
-from contrl.engine.reference_scores import overhead
 from contrl.errors import UserError
 from contrl.faults import reach
 from contrl.interfaces import LIKELIHOOD, Batch, Completion, Group, Method, Metric, OnlineMethod, Outputs, Row, Task

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from contrl.continual.run_folder import RunFolder
 from contrl.core import draw
-from contrl.engine.arguments import StageSettings, build_arguments
+from contrl.engine.arguments import StageSettings, build_arguments, default_pass
 from contrl.engine.encoder_decoder import is_encoder_decoder
 from contrl.engine.lm_head import causal_lm
 from contrl.engine.online import RolloutWindow, check_rollouts, completion_metrics
@@ -115,7 +115,7 @@ class StepTrainer:
             groups=[],
             prompts_per_step=settings.batch_size // settings.num_minibatches(),
             num_steps=1,
-            tokens_per_pass=settings.tokens_per_pass,
+            tokens_per_pass=settings.tokens_per_pass or default_pass({}),
             seed=settings.seed,
             prepare=_nothing,
             find_row=_nothing,

@@ -71,7 +71,7 @@ class StepSettings:
     score_clip: float | None = None
     max_grad_norm: float | None = None
     max_kl: float | None = 500.0
-    tokens_per_pass: int = 16_384
+    tokens_per_pass: int = 0
     seed: int = 0
     early_stopping: bool = False
     use_score_scaling: bool = False

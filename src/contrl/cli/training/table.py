@@ -218,7 +218,7 @@ _WRITTEN = (
         "tokens_per_pass",
         "tokens_per_pass",
         help="padded tokens of one forward and backward; only speed and memory",
-        default="16384",
+        default="2048 on a CPU, else 16384",
         metavar="N",
         group=TRAINING,
     ),
