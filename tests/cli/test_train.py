@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from contrl.cli.main import TRAINING, main
-from contrl.cli.origins import ABSENT, ORIGINS
+from contrl.cli.origins import FORWARDED, ORIGINS
 from contrl.cli.training.declared import fields_of, known
 from contrl.cli.training.online import is_online
 from contrl.cli.training.request import default_folder, read
@@ -89,7 +89,7 @@ def test_the_page_lists_every_spelling_and_entry_point() -> None:
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     for alias, name in ALIASES.items():
         assert re.search(rf"^\| `--{alias}`.* \| `--{name}`", page, flags=re.MULTILINE), alias
-    for entry in (*ORIGINS, *ABSENT):
+    for entry in (*ORIGINS, *FORWARDED):
         folder, _, script = entry.partition("/")
         assert f"`{folder}`" in page
         assert f"`{script.partition(' ')[0]}" in page

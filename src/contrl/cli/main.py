@@ -32,6 +32,7 @@ COMMANDS = {
     "data": "make data sets",
     "datasets": "list the named data sets",
     "preview": "show rows as the model will see them",
+    "evaluate": "win rate of models against a reference, by a judge",
     "report": "build the page of a run and print its table",
     "chat": "talk to a model",
     "merge": "add an adapter to its base and write the whole model",
@@ -41,7 +42,7 @@ GROUPS = {
     "start": ("demo", "run", "resume"),
     "train": ("sft", "reward", "dpo", "ppo", "rloo", "grpo"),
     "data": ("datasets", "preview"),
-    "look": ("report", "chat", "merge"),
+    "look": ("evaluate", "report", "chat"),
 }
 """What ``contrl --help`` shows, at most 14; ``--help-all`` lists the rest of COMMANDS too."""
 TRAINING = ("sft", "reward", "dpo", "kto", "cpo", "orpo", "ppo", "rloo", "grpo")

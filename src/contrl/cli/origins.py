@@ -121,11 +121,12 @@ ORIGINS = {
 }
 """Path of the entry point under recipes/ (and what selects one of several) -> what it does."""
 
-ABSENT = {
+FORWARDED = {
     "aif_gen/benchmarks/continual_eval_checkpoint.py": "evaluate-checkpoints",
+    "rl_llm/evaluate.py": "evaluate",
     "rl_llm/train.py --method eval": "evaluate",
 }
-"""Entry points whose command comes with a later version -> its name."""
+"""Entry points that are a command under another name -> that command, which may come with a later version."""
 
 
 def main(name: str, argv: Sequence[str] | None = None) -> int:
@@ -143,10 +144,10 @@ def _run(name: str, argv: list[str]) -> int:
     if name == "rl_llm/train.py":
         method, argv = _take(argv, "--method")
         name = f"{name} --method {method}"
-        known = [key.rpartition(" ")[2] for key in (*ORIGINS, *ABSENT) if key.startswith("rl_llm/train.py")]
+        known = [key.rpartition(" ")[2] for key in (*ORIGINS, *FORWARDED) if key.startswith("rl_llm/train.py")]
         if method not in known:
             raise UserError(f"--method {method or 'is missing'}".strip(), fix=f"use one of {', '.join(known)}")
-    command = ABSENT.get(name)
+    command = FORWARDED.get(name)
     if command is not None:
         if command in COMMANDS:
             return contrl([command, *argv])
