@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from contrl.continual import tracker_kinds
@@ -28,6 +28,7 @@ from tests.engine.toys import Setup, make_engine, policy, sft_rows
 
 START, FIRST, SECOND, AGAIN = Stage(0, ()), Stage(1, ("sums",)), Stage(2, ("doubles",)), Stage(3, ("sums",), round=2)
 STEPS = 2
+CHECKPOINTS = [f"checkpoint_global_step_{step}" for step in (1, 2, 3, 4)]
 
 
 class World:
@@ -230,6 +231,52 @@ def test_a_login_in_the_netrc_file_is_a_key(world: World, tmp_path: Path, monkey
     world.train(trackers, FIRST)
     trackers.close()
     assert "W&B runs offline (127.0.0.1 cannot be reached" in world.said[0]
+
+
+@pytest.mark.parametrize(
+    ("when", "kept"),
+    [("false", []), ("end", ["final_model"]), ("checkpoint", [*CHECKPOINTS, "final_model"])],
+)
+def test_models_are_kept_as_artifacts_when_that_is_asked_for(
+    world: World, monkeypatch: pytest.MonkeyPatch, when: str, kept: list[str]
+) -> None:
+    """Two stages of two steps with a checkpoint at each: global steps 1 to 4; the final model once it is there."""
+    monkeypatch.setenv("WANDB_LOG_MODEL", when)
+    trackers = world.trackers("wandb", run_name="dpo tiny")
+    for stage in (FIRST, SECOND):
+        training = {"save_strategy": "steps", "save_steps": 1}
+        setup = Setup(SFT(), sft_rows(4), prompts_per_step=2, num_steps=STEPS, training=training)
+        engine = make_engine(policy(), world.folder.stage(stage), setup)
+        engine.add_callback(trackers.stage(stage))
+        engine.fit()
+        world.folder.mark(stage.index, "trained", steps=STEPS)
+    world.folder.publish_model(world.folder.stage(SECOND) / "checkpoint-2")
+    trackers.close()
+    found = [record.artifact for record in wandb_records(offline_files(world)[0]) if record.HasField("artifact")]
+    assert [alias for artifact in found for alias in artifact.aliases if alias != "latest"] == kept
+    assert {(artifact.name, artifact.type) for artifact in found} == ({("model-dpo-tiny", "model")} if kept else set())
+    for artifact in found:
+        assert {"config.json", "model.safetensors"} <= {entry.path for entry in artifact.manifest.contents}
+
+
+def test_a_run_that_was_stopped_has_no_final_model(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_LOG_MODEL", "end")
+    trackers = world.trackers("wandb")
+    world.train(trackers, FIRST)
+    trackers.close()
+    assert not [record for record in wandb_records(offline_files(world)[0]) if record.HasField("artifact")]
+
+
+def test_a_table_is_shown_in_wandb(world: World) -> None:
+    trackers = world.trackers("wandb")
+    arguments = TrainingArguments(output_dir=str(world.folder.path), report_to="none", use_cpu=True)
+    trackers.begin(arguments, TrainerState(is_world_process_zero=True), {})
+    trackers.table("models", ("model", "win_rate"), [["sft", 0.5], ["dpo", None]])
+    trackers.close()
+    (path,) = offline_files(world)
+    (place,) = path.parent.glob("files/media/table/models*.table.json")
+    table = json.loads(place.read_text(encoding="utf-8"))
+    assert (table["columns"], table["data"]) == (["model", "win_rate"], [["sft", 0.5], ["dpo", None]])
 
 
 # --- TensorBoard ----------------------------------------------------------------------------------------

@@ -26,7 +26,14 @@ def test_what_was_never_counted_is_not_reported() -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("clip_ratio/low_min", "min"), ("a/max", "max"), ("max_reward", "max"), ("margin", ""), ("a/maximum", ""), ("rewards/max_words/mean", "")],
+    [
+        ("clip_ratio/low_min", "min"),
+        ("a/max", "max"),
+        ("max_reward", "max"),
+        ("margin", ""),
+        ("a/maximum", ""),
+        ("rewards/max_words/mean", ""),
+    ],
 )
 def test_extremes_are_known_by_a_whole_word(name: str, kind: str) -> None:
     assert extreme(name) == kind

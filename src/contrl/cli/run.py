@@ -1,4 +1,4 @@
-"""``contrl run``: an experiment from a YAML file, with overrides."""
+"""``contrl run``: an experiment from a YAML file, or a pipeline of several (``kind: pipeline``), with overrides."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from contrl.config import Resolved
 
 DESCRIPTION = """Run an experiment described in a YAML file: model, method, strategies, tasks.
+A file with `kind: pipeline` is several steps in order, each a run, a merge or an evaluation (docs/pipelines.md).
 
 Any value can be overridden by its dotted path. A run that was killed is continued by repeating the command.
 """
@@ -22,6 +23,7 @@ EPILOG = """examples:
   contrl run my.yaml training.learning_rate=1e-5 tasks.1.max_steps=200
   contrl run my.yaml strategies=[replay] output_dir=runs/replay
   torchrun --nproc_per_node 8 -m contrl run my.yaml
+  contrl run pipeline.yaml steps.dpo.learning_rate=1e-5 defaults.max_steps=100
 
 The shipped example to start from: contrl demo --print_config > my.yaml
 """
@@ -44,16 +46,30 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model_name_or_path", metavar="MODEL", help="a name, or a model, run, stage or checkpoint folder"
     )
+    parser.add_argument(
+        "--log_model", metavar="WHEN", help="W&B artifacts: end (the final model), checkpoint (each one)"
+    )
     parser.add_argument("--use_peft", action="store_true", help="train a LoRA adapter, the same one through all stages")
 
 
 def command(options: argparse.Namespace) -> int:
     """Run the file."""
-    if not Path(options.file).exists():
-        from contrl.errors import UserError
+    if options.log_model is not None:
+        os.environ["WANDB_LOG_MODEL"] = options.log_model
+    from contrl.errors import UserError
+    from contrl.pipeline.reading import KIND, kind_of
 
+    if not Path(options.file).exists():
         raise UserError(f"there is no file {options.file}", fix="contrl demo --print_config > my.yaml makes one")
-    execute(Path(options.file), list(options.overrides), options)
+    kind = kind_of(Path(options.file))
+    if kind == KIND:
+        from contrl.cli.pipeline import run_pipeline
+
+        run_pipeline(Path(options.file), [*options.overrides, *_flags(options, pipeline=True)], options)
+    elif kind:
+        raise UserError(f"kind: {kind!r} is nothing that can be run", fix=f"write kind: {KIND}, or leave it out")
+    else:
+        execute(Path(options.file), list(options.overrides), options)
     return 0
 
 
@@ -95,14 +111,19 @@ def run_resolved(
         show_results(folder)
 
 
-def _flags(options: argparse.Namespace) -> list[str]:
-    """What Hugging Face's flags mean as overrides."""
+def _flags(options: argparse.Namespace, *, pipeline: bool = False) -> list[str]:
+    """What Hugging Face's flags mean as overrides; in a pipeline they are defaults of its steps."""
+    paths = ("training.save_total_limit", "model.name_or_path", "model.use_peft")
+    if pipeline:
+        paths = ("defaults.save_total_limit", "defaults.model_name_or_path", "defaults.use_peft")
     found = []
     if options.save_total_limit is not None:
-        found.append(f"training.save_total_limit={options.save_total_limit}")
+        found.append(f"{paths[0]}={options.save_total_limit}")
     if options.model_name_or_path is not None:
-        found.append(f"model.name_or_path={options.model_name_or_path}")
-    return found + (["model.use_peft=true"] if options.use_peft else [])
+        found.append(f"{paths[1]}={options.model_name_or_path}")
+    if options.log_model is not None and pipeline:
+        found.append(f"defaults.log_model={options.log_model}")
+    return found + ([f"{paths[2]}=true"] if options.use_peft else [])
 
 
 def is_first_process() -> bool:

@@ -10,10 +10,11 @@ import contextlib
 import json
 import netrc
 import os
+import re
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,12 @@ class Tracker:
     def open(self, arguments: TrainingArguments, step: int) -> None:
         """Before the callback's own set-up, at this global step."""
 
+    def saved(self, checkpoint: Path, step: int) -> None:
+        """A checkpoint is complete, at this global step."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table, where the tracker has such a thing."""
+
     def close(self) -> None:
         """After the callback's own end."""
 
@@ -82,9 +89,18 @@ class TensorBoard(Tracker):
 
 
 class Wandb(Tracker):
-    """Opens the W&B run that the callback then finds; a run that the user has opened is used and left open."""
+    """Opens the W&B run that the callback then finds; a run that the user has opened is used and left open.
+
+    What the variable WANDB_LOG_MODEL asks for is kept as artifacts from the folders that are written anyway, where the
+    callback would write the model once more: ``end`` the final model, ``checkpoint`` every checkpoint, too.
+    """
 
     run: Any = None
+
+    def __init__(self, name: str, callback: Any, experiment: Experiment) -> None:
+        super().__init__(name, callback, experiment)
+        self.keeps = os.environ.get("WANDB_LOG_MODEL", "false").lower()
+        callback._log_model = type(callback._log_model)("false")
 
     def open(self, arguments: TrainingArguments, step: int) -> None:
         import wandb
@@ -123,10 +139,34 @@ class Wandb(Tracker):
             # so this part starts above: every record so far left at least one line in these files.
             self.run.log({}, step=sum(_num_lines(folder / name) for name in ("metrics.jsonl", "scores.jsonl")) + 1)
 
+    def saved(self, checkpoint: Path, step: int) -> None:
+        if self.keeps == "checkpoint":
+            self._keep(checkpoint, f"checkpoint_global_step_{step}")
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        import wandb
+
+        if wandb.run is not None:
+            wandb.run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
     def close(self) -> None:
+
+        final = self.experiment.folder.path / "final"  # there once the last stage has ended
+        whole = any((final / name).is_file() for name in ("config.json", "adapter_config.json"))
+        if whole and self.keeps in ("end", "checkpoint"):
+            self._keep(final, "final_model")
         if self.run is not None:
             run, self.run = self.run, None
             run.finish()
+
+    def _keep(self, folder: Path, alias: str) -> None:
+        """A model folder as an artifact of the run."""
+        import wandb
+
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]+", "-", f"model-{self.experiment.name}"), type="model")
+        artifact.add_dir(str(folder))
+        if wandb.run is not None:
+            wandb.run.log_artifact(artifact, aliases=[alias])
 
 
 KINDS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": Wandb}

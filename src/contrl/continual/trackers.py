@@ -12,6 +12,7 @@ import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,6 +121,16 @@ class Trackers:
             self._last_state = state
             self._each("on_log", state, logs=logs)
 
+    def saved(self, checkpoint: Path, step: int) -> None:
+        """A checkpoint is complete, at this global step."""
+        for tracker in list(self._trackers):
+            self._try(tracker, partial(tracker.saved, checkpoint, step))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table in the trackers that have such a thing."""
+        for tracker in list(self._trackers):
+            self._try(tracker, partial(tracker.table, name, columns, rows))
+
     def _catch_up(self) -> None:
         waiting, self._waiting = self._waiting, []
         for step, row in waiting:
@@ -161,6 +172,11 @@ class _StageCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self.trackers.log(self._shifted(state), {**(logs or {}), **_place(self.stage)})
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero:
+            self.trackers.saved(checkpoint, self._shifted(state).global_step)
 
     def _shifted(self, state: TrainerState) -> TrainerState:
         shifted = copy.copy(state)

@@ -33,11 +33,15 @@ class SampledMethod(OnlineMethod):
         samples_per_prompt: completions of each prompt.
         max_new_tokens: length limit of a completion.
         temperature: of the sampler; the policy's log-probabilities use the same, so that ratio 1 means "as sampled".
-        top_p, top_k, min_p, repetition_penalty, stop: of the sampler; 1, 0, 0, 1 and () switch them off.
-        num_epochs, num_minibatches: a window of num_minibatches x prompts_per_step prompts serves their product
-            of optimizer steps.
-        clip, clip_high: half-widths of the interval of the ratio, after the first step of a window; ``clip_high``
-            None = ``clip``.
+        top_p: draw from the fewest tokens that have this much probability together; 1 = off.
+        top_k: draw from so many of the likeliest tokens; 0 = off.
+        min_p: leave out tokens with less than this share of the likeliest one's probability; 0 = off.
+        repetition_penalty: makes tokens that occurred less likely, above 1; 1 = off.
+        stop: texts that end a completion.
+        num_epochs: how often each rollout is trained on.
+        num_minibatches: optimizer steps of an epoch; num_minibatches x prompts_per_step prompts are sampled at once.
+        clip: half-width of the ratio's interval, after the first step of a window.
+        clip_high: its half-width above 1; None = ``clip``.
         mask_truncated: a completion cut at ``max_new_tokens`` keeps its reward in the others' baseline and is not
             learnt itself.
         max_kl: the run stops when the mean KL of a completion exceeds this many nats; None never. Without a reference
