@@ -80,7 +80,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=2, help="rounds of alternating runs (default 2)")
     parser.add_argument("--threads", type=int, default=2, help="threads of a run (default 2)")
     parser.add_argument("--peer_rows", type=int, default=16, help="completions of one forward in TRL (default 16)")
-    parser.add_argument("--tokens_per_pass", type=int, default=2**14, help="of contrl (default 16384, as in a run)")
+    parser.add_argument(
+        "--tokens_per_pass", type=int, default=2**11, help="of contrl (default 2048, as in a run on a CPU)"
+    )
     parser.add_argument("--model", choices=("smollm2", "tiny"), default="smollm2")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers to this file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
