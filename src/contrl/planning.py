@@ -58,6 +58,7 @@ def build_plan(config: RunConfig, sequence: TaskSequence, world_size: int) -> Pl
         num_samples=config.evaluation.num_samples,
         max_bad_rows=config.max_bad_rows,
         max_prompt_tokens=config.max_prompt_tokens,
+        log_samples_every=config.log_samples_every,
         cache=cache_folder() / "reference",
         scoring=ScoreSettings(config.rewards.errors, config.rewards.seconds),
     )

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -129,6 +130,8 @@ def test_the_log_holds_every_rollouts_facts(runs: Runs, tmp_path: Path) -> None:
         task |= {"metric": "exact_match"}
     folder = runs.start(config)
     logged = {r["name"]: r["value"] for r in read_records(folder / "metrics.jsonl", ("stage", "step", "task", "name"))}
+    table = pq.read_table(folder / "samples" / "1-0.parquet").to_pylist()
+    assert {"digits", "length"} == set(json.loads(table[0]["scores"]))
     assert {"rewards/digits/mean", "rewards/length/mean", "verifier/exact_match", "reward"} <= logged.keys()
     resolved = (folder / "config.yaml").read_text(encoding="utf-8")
     assert "length" in resolved

@@ -231,6 +231,12 @@ class RunConfig:
     max_prompt_tokens: int | None = field(
         default=None, metadata=about("longer prompts are left out, by methods that sample", at_least=1)
     )
+    log_samples_every: int = field(
+        default=50,
+        metadata=about(
+            "optimizer steps between tables of sampled answers (samples/*.parquet); 0 writes none", at_least=0
+        ),
+    )
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig, metadata=about("how every task is judged"))
     seed: int = field(default=0, metadata=about("everything random in the run follows from it", at_least=0))
 

@@ -46,6 +46,7 @@ def run_config(
         tasks=tuple(TaskConfig(task.name, "given") for task in sequence.tasks),
         strategies=tuple(PluginConfig(name) for name in names),
         tokens_per_pass=args.tokens_per_pass,
+        log_samples_every=0,  # a trainer has log_completions
         max_bad_rows=args.max_bad_rows,
         training=dict(training),
         evaluation=EvaluationConfig(max_new_tokens=args.max_new_tokens),

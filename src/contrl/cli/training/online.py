@@ -150,6 +150,14 @@ FLAGS = (
     ),
     Flag("reward_seconds", "rewards.seconds", help="time limit of one call of a reward", metavar="X", group=REWARD),
     Flag("max_prompt_tokens", "max_prompt_tokens", help="longer prompts are left out", metavar="N", group="data"),
+    Flag(
+        "log_samples_every",
+        "log_samples_every",
+        help="steps between tables of sampled answers, samples/*.parquet; 0 writes none",
+        default="50",
+        metavar="N",
+        group="output",
+    ),
     Flag("max_length", help="bounds prompt plus completion: longer prompts are left out", metavar="N", group="data"),
     Flag("sft_model_path", help="the same as --model_name_or_path, and wins over it", metavar="MODEL", group="model"),
     Flag(
