@@ -132,3 +132,16 @@ def test_ragged_groups_are_ragged() -> None:
 def test_padding_is_never_trained(width: int) -> None:
     batch = to_batch([group("a", 2, width, 1)], CPU)
     assert batch.mask.sum(-1).tolist() == [width, 1]
+
+
+def test_golden_repeats_without_shuffling() -> None:
+    """TRL's repeat sampler: 7 items, each once per step of a window of 2: 0 0 1 1 ... 6 6; and batch 3, 2 samples, 2
+    repeats over 7 items: 24 indices, block 1 = block 2, the seventh item dropped.
+
+    Here samples are inside the group (24 / 2 = 12 indices of prompts) and no item is dropped: the seventh comes in a
+    block of its own, beside padding that is no row.
+    """
+    assert list(BlockSampler(7, 1, 7, 2, None)) == [i for i in range(7) for _ in range(2)]
+    order = list(BlockSampler(7, 3, 3, 2, None))
+    assert order[:12] == [0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4, 5]
+    assert order[12:] == [6, PADDING, PADDING] * 2
