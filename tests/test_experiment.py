@@ -20,7 +20,6 @@ from contrl.experiment import (
     build_metric,
     build_strategy,
     build_tasks,
-    check_pairs,
     find,
 )
 from contrl.interfaces import LIKELIHOOD, Method, Metric, Strategy
@@ -314,53 +313,6 @@ def test_no_strategy_one_and_several(runs: Runs) -> None:
     several = built(["replay", "tests.plugins:Diary", "naive"])
     assert isinstance(several, Composite)
     assert [strategy.name for strategy in several.strategies] == ["diary", "naive", "replay"]
-
-
-# --- pairs that cannot work ---------------------------------------------------------------------------
-
-
-def check(config: dict[str, Any]) -> None:
-    resolved = load(config, resolve=find).config
-    check_pairs(resolved, build_tasks(resolved))
-
-
-def test_an_online_method_needs_rewards(runs: Runs) -> None:
-    config = runs.config()
-    del config["tasks"][1]["reward"]
-    with pytest.raises(UserError, match="rloo needs a reward, and doubles has none"):
-        check(config)
-    check({**config, "method": "sft"})
-
-
-def test_every_task_needs_rows_to_judge_by(runs: Runs) -> None:
-    config = runs.config()
-    del config["tasks"][0]["eval_size"]
-    with pytest.raises(UserError, match="nothing to evaluate sums on"):
-        check(config)
-
-
-@pytest.mark.parametrize("where", ["run", "task"])
-def test_a_penalty_is_refused_in_half_precision(runs: Runs, where: str) -> None:
-    """fp16 hides whole gradients; bf16 and strategies on rows are fine."""
-    config = runs.config(strategies=["tests.plugins:Pull"], training={"fp16": True} if where == "run" else {})
-    if where == "task":
-        config["tasks"][1]["training"] = {"fp16": True}
-    with pytest.raises(UserError, match=r"the strategy tests\.plugins:Pull changes whole gradients"):
-        check(config)
-    check(runs.config(strategies=["tests.plugins:Pull"], training={"bf16": True}))
-    check(runs.config(strategies=["replay"], training={"fp16": True}))
-
-
-def test_it_is_refused_before_a_model_is_loaded(runs: Runs) -> None:
-    """The model does not exist, and the pair is what is told."""
-    config = runs.config(strategies=["tests.plugins:Pull"], training={"fp16": True}, model="nobody/nothing")
-    with pytest.raises(UserError, match="changes whole gradients"):
-        runs.start(config)
-
-
-def test_a_base_stage_is_offline(runs: Runs) -> None:
-    with pytest.raises(UserError, match="a base stage cannot learn by rloo"):
-        check(runs.config(base={"method": "rloo"}))
 
 
 def test_several_mistakes_are_told_at_once(runs: Runs) -> None:

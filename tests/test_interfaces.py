@@ -101,7 +101,7 @@ def test_a_strategy_without_hooks_changes_nothing() -> None:
     assert strategy.count(ctx, []) == {}
     assert strategy.loss(ctx, batch, out) is None
     assert strategy.state_dict() == {}
-    with strategy.eval_weights(ctx):
+    with strategy.eval_weights(ctx, ctx.sequence[0]):
         pass
 
 

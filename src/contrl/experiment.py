@@ -39,6 +39,10 @@ METHODS = {
     "sft": "contrl.methods.sft:SFT",
 }
 STRATEGIES = {
+    "ewc": "contrl.strategies.ewc:EWC",
+    "kl": "contrl.strategies.kl:KL",
+    "l2": "contrl.strategies.l2:L2",
+    "mas": "contrl.strategies.mas:MAS",
     "naive": "contrl.strategies.naive:Naive",
     "replay": "contrl.strategies.replay:Replay",
 }
@@ -327,48 +331,15 @@ def build_method(config: RunConfig, sequence: TaskSequence) -> Callable[[Stage],
 
 def build_strategy(plugins: Sequence[PluginConfig]) -> Strategy:
     """All strategies of a run as one; none at all is naive."""
+    return combine(make_strategies(plugins))
+
+
+def make_strategies(plugins: Sequence[PluginConfig]) -> list[Strategy]:
+    """The strategies of a run one by one; none at all is naive."""
     strategies: list[Strategy] = []
     for plugin in plugins or (PluginConfig("naive"),):
         strategy: Strategy = find("strategy", plugin.name)(**plugin.fields)
         if not strategy.name:
             type(strategy).name = plugin.name.rpartition(":")[2]
         strategies.append(strategy)
-    return combine(strategies)
-
-
-def check_pairs(config: RunConfig, tasks: Sequence[Task]) -> None:
-    """Refuse what cannot work before a model is loaded.
-
-    Raises:
-        UserError: naming the pair, the reason and what works.
-    """
-    method = find("method", config.method.name)
-    if issubclass(method, OnlineMethod):
-        without = [task.name for task in tasks if task.reward is None]
-        if without:
-            raise UserError(
-                f"{config.method.name} needs a reward, and {', '.join(without)} has none",
-                fix="give each task `reward: NAME` or `reward: module:function`, or all of them rewards.functions",
-            )
-    empty = [task.name for task in tasks if not task.eval]
-    if empty and len(tasks) > 1:
-        raise UserError(
-            f"nothing to evaluate {', '.join(empty)} on",
-            why="what is forgotten shows only on rows that are held out",
-            fix="give eval_data, or eval_size to hold rows out, or a folder with a test split",
-        )
-    if config.base is not None and issubclass(find("method", config.base.method.name), OnlineMethod):
-        raise UserError(
-            f"a base stage cannot learn by {config.base.method.name}",
-            why="it mixes the rows of all tasks, and their rewards do not mix",
-            fix="use sft",
-        )
-    halved = any(task.training.get("fp16") for task in tasks) or config.training.get("fp16")
-    for plugin in config.strategies:
-        found = find("strategy", plugin.name)
-        changes_gradient = found.penalty is not Strategy.penalty or found.project is not Strategy.project
-        if changes_gradient and (halved or config.training.get("deepspeed")):
-            raise UserError(
-                f"the strategy {plugin.name} changes whole gradients, which fp16 and DeepSpeed do not show",
-                fix="use bf16 or float32 with DDP or FSDP2, or a strategy that works on rows (replay)",
-            )
+    return strategies

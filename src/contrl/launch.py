@@ -18,6 +18,7 @@ import yaml
 from safetensors import SafetensorError
 
 from contrl.base_stage import base_model, base_plan, is_trained, save_policy
+from contrl.compatibility import check_pairs
 from contrl.config import Resolved, RunConfig, difference, load, show
 from contrl.continual.manifest import describe_data, describe_run
 from contrl.continual.plan import Plan, Progress
@@ -27,7 +28,7 @@ from contrl.continual.run_folder import TEMPORARY, RunFolder
 from contrl.continual.runner import Runner
 from contrl.continual.trackers import Trackers
 from contrl.errors import EnvironmentFault, Interrupted, UserError
-from contrl.experiment import build_strategy, build_tasks, check_pairs, find
+from contrl.experiment import build_strategy, build_tasks, find
 from contrl.interfaces import Stage, TaskSequence
 from contrl.models.folders import is_classifier
 from contrl.models.load import Policy, load_policy, load_tokenizer, weights_folder

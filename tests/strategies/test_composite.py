@@ -91,7 +91,7 @@ class Recorder(Strategy):
         return LossOutput({self.term: out.logps.sum() * self.factor}, {f"{self.term}/mean": (self.factor, 1.0)})
 
     @contextlib.contextmanager
-    def eval_weights(self, ctx: Context) -> Iterator[None]:
+    def eval_weights(self, ctx: Context, task: Task) -> Iterator[None]:
         self.journal.append(f"{self.name} opens")
         yield
         self.journal.append(f"{self.name} closes")
@@ -230,7 +230,7 @@ def test_the_remaining_hooks_reach_every_strategy_in_order(at: At) -> None:
 
 def test_evaluation_weights_nest(at: At) -> None:
     journal: list[str] = []
-    with combine([Second(journal), First(journal)]).eval_weights(at(1)):
+    with combine([Second(journal), First(journal)]).eval_weights(at(1), Task("a", [])):
         journal.append("evaluates")
     assert journal == ["first opens", "second opens", "evaluates", "second closes", "first closes"]
 

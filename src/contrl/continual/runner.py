@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from contrl.continual.context import Contexts
 from contrl.continual.logs import MetricsLog
 from contrl.continual.plan import Plan, Progress
 from contrl.continual.rotation import Rotate, Rotation, checkpoints, remove_checkpoints
@@ -33,7 +34,6 @@ from contrl.engine.arguments import (
 )
 from contrl.engine.checkpoint import load_state, newest_checkpoint, save_state, whole_folder
 from contrl.engine.reference_rows import ReferenceRows
-from contrl.engine.reference_scores import ReferenceScores
 from contrl.engine.rows import prepare_all, prepare_row
 from contrl.engine.trainer import Engine
 from contrl.engine.work import Work
@@ -43,7 +43,6 @@ from contrl.faults import reach
 from contrl.interfaces import Context, Group, Method, OnlineMethod, Row, Stage, Strategy, Task
 from contrl.models.card import write_card
 from contrl.models.load import Policy, load_weights
-from contrl.models.reference import Reference
 from contrl.models.value_head import load_value, save_value, without_value
 from contrl.rollout.external import Sampler
 
@@ -80,6 +79,10 @@ class Runner:
     engine: Engine | None = field(default=None, init=False)
     _told: str = field(default="", init=False)
     _start: ReferenceRows = field(default_factory=ReferenceRows, init=False)
+    _contexts: Contexts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._contexts = Contexts(self.plan, self.policy, self.base, self.rank, self.world_size, self.reference)
 
     # --- the loop -------------------------------------------------------------------------------------
 
@@ -92,6 +95,8 @@ class Runner:
         self.folder.tidy()
         self._barrier()
         self._remember_start()
+        if self.strategy.needs_start:
+            self._contexts.remember_start()
         self._continue_from_last()
         if self.plan.evaluates and self.plan.at_start:
             self._evaluate(Stage(0, ()))
@@ -116,7 +121,7 @@ class Runner:
 
     def _stage(self, stage: Stage) -> None:
         folder = self.folder.stage(stage)
-        context = self._context(stage)
+        context = self._contexts.make(stage)
         if not self.folder.done(stage.index, "after_task"):
             self.strategy.before_task(context)
             self._train(stage, folder, context)
@@ -132,23 +137,11 @@ class Runner:
         self.folder.mark(stage.index, "saved")
         self._barrier()
 
-    def _context(self, stage: Stage) -> Context:
-        return Context(
-            model=self.policy.model,
-            tokenizer=self.policy.tokenizer,
-            method=self.plan.method_for(stage),
-            sequence=self.plan.sequence,
-            stage=stage,
-            seed=self.plan.seed,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
-
     # --- training -------------------------------------------------------------------------------------
 
     def begin(self, stage: Stage, context: Context | None = None) -> tuple[Engine, int, Rotation]:
         """The engine of a stage with its rows, how many steps it trains and which checkpoints it keeps."""
-        context = context or self._context(stage)
+        context = context or self._contexts.make(stage)
         folder, method = self.folder.stage(stage), context.method
         tasks = [self.plan.sequence.task(name) for name in stage.tasks]
         rows = self.strategy.rows(context, [(task, row) for task in tasks for row in task.train])
@@ -245,32 +238,14 @@ class Runner:
         )
         measures = method.measures if isinstance(method, OnlineMethod) else frozenset()
         if "reference_logps" in method.needs | measures:
-            work.reference = self._reference(method, stage)
+            work.reference = self._contexts.reference_scores(context)
         engine = Engine(self.policy.model, arguments, work, self.policy.tokenizer)
+        context.services.groups, context.services.settings = groups, engine.pass_settings
         if isinstance(method, OnlineMethod):
             open_window(engine, self.plan, self.policy, self.folder, self.sampler)
         for callback in (MetricsLog(self.folder, stage), *self.progress.callbacks(stage, num_steps)):
             engine.add_callback(callback)
         return engine
-
-    def _reference(self, method: Method, stage: Stage) -> ReferenceScores:
-        """The stage's reference; the policy has the weights of the end of the stage before, or the run's first."""
-        if self.reference is not None:
-            given = self.reference
-            return ReferenceScores(
-                lambda: Reference.of(given, self.policy.model), is_policy=False, cache=self.plan.cache
-            )
-        changed = method.reference == "base" and stage.index > 1
-        adapter = hasattr(self.policy.model, "peft_config")
-
-        def make() -> Reference:
-            reference = Reference(self.policy.model, method.reference)
-            if changed and reference.frozen is not None and self.base is not None:
-                load_weights(reference.frozen, self.base)
-            return reference
-
-        is_policy = not changed and not (adapter and method.reference == "base")
-        return ReferenceScores(make, is_policy=is_policy, cache=self.plan.cache)
 
     # --- saving -----------------------------------------------------------------------------------------
 
@@ -309,16 +284,17 @@ class Runner:
             return
         scored = self.folder.scored(stage.index)
         self._barrier()
-        with self.strategy.eval_weights(self._context(stage)) if stage.index else contextlib.nullcontext():
-            for task in self.plan.sequence.tasks:
-                if task.eval and task.name not in scored:
+        context = self._contexts.make(stage) if stage.index else None
+        for task in self.plan.sequence.tasks:
+            if task.eval and task.name not in scored:
+                with self.strategy.eval_weights(context, task) if context else contextlib.nullcontext():
                     score = self.score(task)
-                    self.folder.write_score(stage.index, score)
-                    if score.by_source:
-                        parts = "  ".join(f"{name} {value:.2f}" for name, value in score.by_source.items())
-                        self.progress.say(f"{task.name}, {score.metric} by source: {parts}")
-                    if self._stop_agreed():
-                        self._stop()
+                self.folder.write_score(stage.index, score)
+                if score.by_source:
+                    parts = "  ".join(f"{name} {value:.2f}" for name, value in score.by_source.items())
+                    self.progress.say(f"{task.name}, {score.metric} by source: {parts}")
+                if self._stop_agreed():
+                    self._stop()
         self.folder.mark(stage.index, "evaluated")
         self._barrier()
         self._tell_scores(stage)

@@ -7,18 +7,19 @@ forward that routes ``contrl_batch=`` to the layouts and the head and leaves eve
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from contrl.engine.batching import Layout
-from contrl.engine.lm_head import LMHead, ScoreHead
+from contrl.engine.lm_head import Contrast, LMHead, ScoreHead
 from contrl.engine.shared_prompt import Wanted, hidden_states, layout_for
-from contrl.interfaces import Batch, Outputs
+from contrl.interfaces import Batch, Outputs, Teacher
 from contrl.models.value_head import ValueModel, value_of
 
 
@@ -31,12 +32,14 @@ class Routing:
         temperature: divides the logits.
         needs: as in ``Method.needs``; log-probabilities come anyhow, unless "scores" are wanted instead.
         shift: as in ``hidden_states``.
+        teachers: frozen policies whose distributions the policy's are compared with, by name.
     """
 
     layout: Layout = "shared"
     temperature: float = 1.0
     needs: frozenset[str] = frozenset()
     shift: int = 0
+    teachers: Mapping[str, Teacher] = field(default_factory=dict)
 
 
 Head = LMHead | ScoreHead
@@ -72,9 +75,10 @@ def routed(model: nn.Module, routing: Routing) -> Iterator[None]:
             model.forward = own
 
 
-def score_batch(model: nn.Module, head: Head, batch: Batch, routing: Routing) -> dict[str, torch.Tensor]:
+def score_batch(model: nn.Module, head: Head, batch: Batch, routing: Routing) -> dict[str, Any]:
     """What the routing needs of a batch, under the names and shapes of ``Outputs``."""
     wanted = Wanted(prompts="prompt_logps" in routing.needs, last=isinstance(head, ScoreHead))
+    taught = {} if isinstance(head, ScoreHead) else _taught(batch, routing)
     hidden = hidden_states(model, batch, layout_for(model, batch, routing.layout), routing.shift, wanted)
     if isinstance(head, ScoreHead):
         assert hidden.last is not None
@@ -82,12 +86,35 @@ def score_batch(model: nn.Module, head: Head, batch: Batch, routing: Routing) ->
         return {"scores": scores, "logps": torch.zeros(batch.mask.shape, dtype=scores.dtype, device=scores.device)}
     ids = batch.ids[batch.mask]
     logps, extras = head.score(hidden.trained, ids, routing.temperature, extras=routing.needs)
-    out = {"logps": _table(batch, logps)} | {name: _table(batch, values) for name, values in extras.items()}
+    out: dict[str, Any] = {"logps": _table(batch, logps)}
+    out |= {name: _table(batch, values) for name, values in extras.items()}
+    if taught:
+        out["divergence"] = {
+            name: _table(batch, Contrast(head, theirs, kind)(hidden.trained, states, routing.temperature))
+            for name, (theirs, states, kind) in taught.items()
+        }
     if hidden.prompts is not None:
         out["prompt_logps"] = _prompt_logps(head, hidden.prompts, batch, routing.temperature)
     if "values" in routing.needs:
         out["values"] = _values(model, batch, routing, hidden.trained)
     return out
+
+
+def _taught(batch: Batch, routing: Routing) -> dict[str, tuple[LMHead, torch.Tensor, str]]:
+    """Of each teacher of this batch: its head, its hidden states ``[M, H]``, the direction."""
+    anchors = any(group.is_anchor for group in batch.groups)
+    found: dict[str, tuple[LMHead, torch.Tensor, str]] = {}
+    for name, teacher in routing.teachers.items():
+        if teacher.on not in ("both", "anchors" if anchors else "groups"):
+            continue
+        with teacher.reference.model() as model, torch.no_grad():
+            states = hidden_states(model, batch, layout_for(model, batch, routing.layout), routing.shift).trained
+            head = LMHead(model)
+            if teacher.reference.frozen is None and any(p.requires_grad for p in head.head.parameters()):
+                # The weights are the policy's own, swapped while this block runs; the head is used after it.
+                head.head = copy.deepcopy(head.head).requires_grad_(False)
+        found[name] = (head, states, teacher.direction)
+    return found
 
 
 def values_of(model: nn.Module, batch: Batch, routing: Routing) -> torch.Tensor:

@@ -52,6 +52,11 @@ class LMHead:
             logits = logits.float()
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
+    def rows_per_chunk(self) -> int:
+        """How many positions are projected at once."""
+        vocabulary = int(getattr(self.head, "out_features", 0) or self.head.weight.shape[0])
+        return max(1, CHUNK_BYTES // (4 * vocabulary))
+
     def score(
         self, hidden: torch.Tensor, ids: torch.Tensor, temperature: float = 1.0, *, extras: Collection[str] = ()
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -68,8 +73,7 @@ class LMHead:
             # Keeps the result attached to the hidden states, so that backward (and DDP) still runs.
             nothing = hidden.sum() * 0.0
             return nothing.expand(0), {name: nothing.detach().expand(0) for name in extras}
-        vocabulary = int(getattr(self.head, "out_features", 0) or self.head.weight.shape[0])
-        rows = max(1, CHUNK_BYTES // (4 * vocabulary))
+        rows = self.rows_per_chunk()
         recompute = len(ids) > rows and torch.is_grad_enabled()
         pieces = []
         for start in range(0, len(ids), rows):
@@ -107,6 +111,44 @@ _EXTRAS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Te
 
 EXTRAS = tuple(_EXTRAS)
 """Per-token quantities that come with a log-probability: the logits exist only inside a chunk."""
+
+
+class Contrast:
+    """The KL divergence of a policy's next-token distributions from a teacher's, chunk by chunk like ``LMHead``.
+
+    Args:
+        head, teacher: of the policy and of the frozen policy.
+        direction: "forward" KL(teacher || policy) or "reverse" KL(policy || teacher).
+    """
+
+    def __init__(self, head: LMHead, teacher: LMHead, direction: str) -> None:
+        self.head, self.teacher, self.direction = head, teacher, direction
+
+    def __call__(self, hidden: torch.Tensor, taught: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+        """``[M]`` divergences, with gradient to the policy only.
+
+        Args:
+            hidden, taught: ``[M, H]`` and ``[M, K]``, states of the policy and of the teacher at the same places.
+            temperature: divides both logits.
+        """
+        if len(hidden) == 0:
+            return (hidden.sum() * 0.0).expand(0)
+        rows = self.head.rows_per_chunk()
+        pieces = []
+        for start in range(0, len(hidden), rows):
+            part = (hidden[start : start + rows], taught[start : start + rows], temperature)
+            if len(hidden) > rows and torch.is_grad_enabled():
+                pieces.append(checkpoint(self._chunk, *part, use_reentrant=False, preserve_rng_state=False))
+            else:
+                pieces.append(self._chunk(*part))
+        return torch.cat(pieces)
+
+    def _chunk(self, hidden: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+        with torch.no_grad():
+            theirs = (self.teacher.logits(taught) / temperature).log_softmax(-1)
+        mine = (self.head.logits(hidden) / temperature).log_softmax(-1)
+        first, second = (theirs, mine) if self.direction == "forward" else (mine, theirs)
+        return (first.exp() * (first - second)).sum(-1)
 
 
 class ScoreHead:

@@ -4,6 +4,7 @@ One optimizer step, in ``training_step`` of its last micro-batch (the others onl
 
     groups  = the step's rows, and what the strategies draw besides (replay)
     groups  = sampled, scored, credited completions of them            (online methods: a rollout window)
+    anchors = groups that only the strategies' losses see
     totals  = method.count + strategy.count, summed over ranks          before any forward
     statistics = method.settle(method.observe(...))                     methods that couple the rows of a step
     for each pass (by length, under a token budget; all but the last without gradient sync):
@@ -55,7 +56,9 @@ class _StepHooks(TrainerCallback):
         self.engine = engine
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.engine.work.strategy.after_step(self.engine.work.context)
+        context, optimizer = self.engine.work.context, kwargs["optimizer"]
+        context.learning_rate = float(optimizer.param_groups[0]["lr"])
+        self.engine.work.strategy.after_step(context)
         self.engine.move_reference(state.global_step + 1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -81,6 +84,7 @@ class Engine(SavingTrainer):
         settings: dict[str, Any] = {"train_dataset": Rows(work.groups), "data_collator": list}
         settings |= {"eval_dataset": Rows(work.eval_groups), "optimizers": work.optimizers}
         super().__init__(model, args, processing_class=tokenizer, **settings)
+        work.context.report = self.record
         self.remove_callback(PrinterCallback)
         self.add_callback(_StepHooks(self))
         # Normalisation is ours alone; Trainer must not divide by its own guess.
@@ -116,6 +120,11 @@ class Engine(SavingTrainer):
         for group in groups:
             group.is_replay = True
         return groups
+
+    def _anchors(self) -> list[Group]:
+        """This rank's share of what only strategies look at."""
+        context = self.work.context
+        return self.work.strategy.anchors(context, self.work.prompts_per_step)[context.rank :: context.world_size]
 
     def _groups_of_step(self) -> tuple[list[Group], bool]:
         if self.work.window is None:
@@ -157,12 +166,15 @@ class Engine(SavingTrainer):
             # Groups without advantage have no gradient; they still count in the totals below.
             taught = [group for group in groups if method.teaches(group)]
         self.settle_layout(taught)
-        passes = self.plan(taught)
-        counts = method.count(groups) | strategy.count(context, groups)
+        strategy.prepare_step(context, groups)
+        anchors = self._anchors()
+        passes = [*self.plan(taught), *self.plan(anchors)]
+        counts = method.count(groups) | strategy.count(context, [*groups, *anchors])
         counts |= {"tokens": float(sum(c.num_trained() for group in groups for c in group.completions))}
         totals, num_passes = self.agree(counts, len(passes))
         self.num_tokens += totals["tokens"]
         statistics = self.statistics(model, groups, self.memory)
+        self.routing.teachers = strategy.teachers(context)
         loss = torch.zeros((), device=self.args.device)
         for number in range(num_passes):
             last = number == num_passes - 1
@@ -175,6 +187,7 @@ class Engine(SavingTrainer):
                     term = self._run_along(model)
                 self.accelerator.backward(term)
             loss += term.detach()
+        self.routing.teachers = {}
         return loss
 
     def plan(self, groups: Sequence[Group]) -> list[list[Group]]:
@@ -189,8 +202,9 @@ class Engine(SavingTrainer):
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         known = batch.reference_logps is not None
-        if self.work.reference is not None and "reference_logps" in self.work.method.needs and not known:
-            batch.reference_logps = self.work.reference.logps(batch, self._settings())
+        wanted = "reference_logps" in self.work.method.needs and not batch.groups[0].is_anchor
+        if self.work.reference is not None and wanted and not known:
+            batch.reference_logps = self.work.reference.logps(batch, self.pass_settings())
         with self.accelerator.autocast():
             return run(model, batch)
 
@@ -216,7 +230,8 @@ class Engine(SavingTrainer):
         if factors is not None:
             batch.weights = batch.weights * factors
         loss = attached(out)
-        for output in (self.work.method.loss(out, batch), strategy.loss(context, batch, out)):
+        of_method = None if batch.groups[0].is_anchor else self.work.method.loss(out, batch)
+        for output in (of_method, strategy.loss(context, batch, out)):
             for name, value in output.sums.items() if output else ():
                 if totals[name] > 0:
                     loss = loss + value / totals[name] * self.args.world_size
@@ -224,7 +239,8 @@ class Engine(SavingTrainer):
                 self.record(output.metrics)
         return loss
 
-    def _settings(self) -> PassSettings:
+    def pass_settings(self) -> PassSettings:
+        """How passes without gradient are run."""
         model = self.accelerator.unwrap_model(self.model)
         autocast, tokens = self.accelerator.autocast, self.work.tokens_per_pass
         share = (self.args.process_index, self.args.world_size)
@@ -237,12 +253,12 @@ class Engine(SavingTrainer):
             return
         if work.window is not None:
             # What will be asked about does not exist yet.
-            work.reference.prepare(work.method, [], self._settings(), outside=True)
+            work.reference.prepare(work.method, [], self.pass_settings(), outside=True)
             return
         visits_all = work.num_steps * work.prompts_per_step >= len(work.groups)
         steps = [*work.first_epoch(self.args.world_size), work.eval_groups] if visits_all else []
         outside = work.strategy.adds_rows or not visits_all
-        work.reference.prepare(work.method, steps, self._settings(), outside=outside)
+        work.reference.prepare(work.method, steps, self.pass_settings(), outside=outside)
 
     def move_reference(self, step: int) -> None:
         """After optimizer step ``step``: a reference that follows the policy takes its share of it."""
@@ -305,7 +321,7 @@ class Engine(SavingTrainer):
 
     def _measure(self, groups: Sequence[Group], names: Collection[str]) -> None:
         self.settle_layout(groups)
-        measure(groups, names, self._settings(), self.work.reference)
+        measure(groups, names, self.pass_settings(), self.work.reference)
 
     def _gather(self, values: torch.Tensor) -> torch.Tensor:
         return gather({"": [values]}, self.args.world_size, self.args.device)[""].cpu()

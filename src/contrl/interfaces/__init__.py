@@ -7,7 +7,7 @@ return sums, never means: the engine alone divides, by counts taken over the who
 
 from contrl.interfaces.batches import Batch, Completion, Group, LossOutput, Outputs, Rollouts
 from contrl.interfaces.methods import Method, OnlineMethod, Pool
-from contrl.interfaces.strategies import Context, Strategy
+from contrl.interfaces.strategies import Context, Origin, Refusal, Services, Setting, Strategy, Teacher
 from contrl.interfaces.tasks import LIKELIHOOD, Metric, Reward, Row, Stage, Task, TaskSequence
 
 __all__ = [
@@ -20,13 +20,18 @@ __all__ = [
     "Method",
     "Metric",
     "OnlineMethod",
+    "Origin",
     "Outputs",
     "Pool",
+    "Refusal",
     "Reward",
     "Rollouts",
     "Row",
+    "Services",
+    "Setting",
     "Stage",
     "Strategy",
     "Task",
     "TaskSequence",
+    "Teacher",
 ]

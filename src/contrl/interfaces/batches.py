@@ -54,6 +54,7 @@ class Group:
     """One prompt with its completions: the unit of every batch. ``row`` is the source, for rewards.
 
     Pairs hold the chosen completion first. ``contrast`` answers *another* prompt (for KTO's KL); it is never trained.
+    An anchor is seen by strategies only, never by the method.
     """
 
     row_id: str
@@ -62,6 +63,7 @@ class Group:
     completions: list[Completion]
     row: Row = field(default_factory=dict)
     is_replay: bool = False
+    is_anchor: bool = False
     label: bool | None = None
     margin: float | None = None
     contrast: Completion | None = None
@@ -114,6 +116,7 @@ class Outputs:
         prompt_logps: ``[G]`` log-probability of each prompt, its first token not counted.
         scores: ``[N]`` a classifier's output at the last token of each completion (then logps is zero).
         values: ``[N, T]`` the value head's estimate before each token, with gradient.
+        divergence: by teacher, ``[N, T]`` the KL divergence of the next-token distributions, with gradient.
     """
 
     logps: torch.Tensor
@@ -124,6 +127,7 @@ class Outputs:
     prompt_logps: torch.Tensor | None = None
     scores: torch.Tensor | None = None
     values: torch.Tensor | None = None
+    divergence: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass

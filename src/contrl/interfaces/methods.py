@@ -28,6 +28,7 @@ class Method:
         judged_by: the name in ``judge``'s answer by which tasks without metric or reward are judged.
         judges_change: ``judge`` finds the log-probabilities that the run started with as ``batch.reference_logps``.
         temperature: the logits are divided by it before the log-softmax.
+        pairs: whether a group's two completions are a chosen and a rejected one.
         reference: origin of the reference, for methods that need one: base, previous or ema.
         sync_every, sync_share: every so many optimizer steps the reference moves by this share towards the policy; 0
             steps never.
@@ -38,6 +39,7 @@ class Method:
     couples: ClassVar[Literal["group", "step"]] = "group"
     judged_by: ClassVar[str] = "logp"
     judges_change: ClassVar[bool] = False
+    pairs: ClassVar[bool] = False
     packing: bool = False
     temperature: float = 1.0
     reference: Literal["base", "previous", "ema"] = "previous"
@@ -77,6 +79,15 @@ class Method:
     def loss(self, out: Outputs, batch: Batch) -> LossOutput:
         """Sums of each term over the batch, with the same names as ``count``."""
         raise NotImplementedError
+
+    def log_likelihood(self, out: Outputs, batch: Batch) -> torch.Tensor:
+        """``[G]`` with gradient: the log-probability of what each group teaches, by which weights' importance is told.
+
+        By default that of the group's first completion: of an answer to imitate, of the chosen side of a pair (whose
+        preference likelihood has no gradient left once the pair is learnt), of a sampled answer.
+        """
+        first = [0, *((batch.group_index[1:] != batch.group_index[:-1]).nonzero().flatten() + 1).tolist()]
+        return out.logps.sum(-1)[first]
 
     def judge(self, out: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
         """Teacher-forced scores of evaluation rows: name -> ``[G]``; the item's own is that of ``judged_by``."""

@@ -50,6 +50,7 @@ class CPO(Method):
         disable_dropout: whether the model's dropout is off while training.
     """
 
+    pairs: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "mean_logits"})
     judged_by: ClassVar[str] = "accuracy"
     judges_change: ClassVar[bool] = True

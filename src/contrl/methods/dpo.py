@@ -61,6 +61,7 @@ class DPO(Method):
         disable_dropout: whether the model's dropout is off while training.
     """
 
+    pairs: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "reference_logps", *_LOGGED})
     judged_by: ClassVar[str] = "accuracy"
     judges_change: ClassVar[bool] = True

@@ -42,6 +42,7 @@ class ORPO(Method):
         disable_dropout: whether the model's dropout is off while training.
     """
 
+    pairs: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "prompt_logps", "mean_logits"})
     judged_by: ClassVar[str] = "accuracy"
     judges_change: ClassVar[bool] = True

@@ -41,6 +41,7 @@ class RewardModel(Method):
         disable_dropout: whether the model's dropout is off while training.
     """
 
+    pairs: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"scores"})
     judged_by: ClassVar[str] = "accuracy"
 
@@ -83,6 +84,12 @@ class RewardModel(Method):
         if self.center_rewards_coefficient is not None:
             terms = terms + self.center_rewards_coefficient * centring(chosen, rejected)
         return LossOutput({"reward": (terms * pair_weights(batch)).sum()}, _metrics(scores.detach()))
+
+    def log_likelihood(self, out: Outputs, batch: Batch) -> torch.Tensor:
+        """``[P]`` of the preferences: the logarithm of the probability that the chosen answer is the better one."""
+        scores = _scores(out)
+        margins = scores.new_tensor([group.margin or 0.0 for group in batch.groups])
+        return -bradley_terry(scores[:, 0], scores[:, 1], margins)
 
     def judge(self, out: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
         """Whether the chosen answer scores higher, and by how much."""

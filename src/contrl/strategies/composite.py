@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from contrl.errors import UserError
-from contrl.interfaces import Batch, Context, Group, LossOutput, Outputs, Row, Strategy, Task
+from contrl.interfaces import Batch, Context, Group, LossOutput, Outputs, Row, Strategy, Task, Teacher
 
 Value = TypeVar("Value")
 
@@ -23,7 +23,16 @@ class Composite(Strategy):
         names = [strategy.name for strategy in strategies]
         if len(set(names)) < len(names):
             raise UserError(f"a strategy is given twice: {', '.join(names)}", fix="give each strategy once")
+        for strategy in strategies:
+            for other in sorted(set(names) & strategy.conflicts.keys()):
+                raise UserError(
+                    f"{strategy.name} and {other} cannot be combined", why=strategy.conflicts[other], fix="drop one"
+                )
         self.strategies = sorted(strategies, key=lambda strategy: strategy.name)
+
+    @property
+    def needs_start(self) -> bool:  # type: ignore[override]
+        return any(strategy.needs_start for strategy in self.strategies)
 
     def before_task(self, ctx: Context) -> None:
         for strategy in self.strategies:
@@ -36,6 +45,16 @@ class Composite(Strategy):
 
     def draw(self, ctx: Context, num_rows: int) -> list[tuple[Task, Row]]:
         return [row for strategy in self.strategies for row in strategy.draw(ctx, num_rows)]
+
+    def anchors(self, ctx: Context, num_rows: int) -> list[Group]:
+        return [group for strategy in self.strategies for group in strategy.anchors(ctx, num_rows)]
+
+    def prepare_step(self, ctx: Context, groups: Sequence[Group]) -> None:
+        for strategy in self.strategies:
+            strategy.prepare_step(ctx, groups)
+
+    def teachers(self, ctx: Context) -> Mapping[str, Teacher]:
+        return _joined([strategy.teachers(ctx) for strategy in self.strategies])
 
     def weights(self, ctx: Context, batch: Batch) -> torch.Tensor | None:
         product: torch.Tensor | None = None
@@ -79,10 +98,10 @@ class Composite(Strategy):
             strategy.after_task(ctx)
 
     @contextlib.contextmanager
-    def eval_weights(self, ctx: Context) -> Iterator[None]:
+    def eval_weights(self, ctx: Context, task: Task) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for strategy in self.strategies:
-                stack.enter_context(strategy.eval_weights(ctx))
+                stack.enter_context(strategy.eval_weights(ctx, task))
             yield
 
     def state_dict(self) -> dict[str, Any]:

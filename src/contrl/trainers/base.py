@@ -19,6 +19,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import TrainOutput
 
 from contrl.base_stage import save_policy
+from contrl.compatibility import partial_gradients
 from contrl.continual.processes import Ranks
 from contrl.continual.results import Results, read
 from contrl.continual.rotation import Rotate, Rotation, remove_checkpoints
@@ -31,7 +32,7 @@ from contrl.engine.rows import prepare_all
 from contrl.engine.trainer import Engine
 from contrl.errors import UserError
 from contrl.experiment import find
-from contrl.interfaces import Stage, Strategy, Task, TaskSequence
+from contrl.interfaces import Setting, Stage, Strategy, Task, TaskSequence
 from contrl.launch import finish
 from contrl.models.card import write_card
 from contrl.models.load import Policy
@@ -91,7 +92,9 @@ class Face:
         device = self._ranks.device(training)
         self._policy: Policy = models.load(self.processing_class, self.args, device)
         self.model, self.ref_model = self._policy.model, models.load_reference(self.args, device)
-        self._strategy = make_strategy(self._given.strategies, training)
+        first = self._plan.method_for(self._plan.sequence.stages[0])
+        setting = Setting(first, self.is_peft, partial_gradients([training]))
+        self._strategy = make_strategy(self._given.strategies, setting)
         self._callbacks = list(self._given.callbacks)
         self._optimizers = optimizers_of(self._given, self.model, self.args, is_sequence=self.is_sequence)
         self.state = TrainerState()

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from contrl.compatibility import check_strategies
 from contrl.config import load
 from contrl.errors import UserError
 from contrl.experiment import build_strategy, find
-from contrl.interfaces import Strategy
+from contrl.interfaces import Setting, Strategy
 from contrl.strategies.composite import combine
 
 
-def make_strategy(given: Sequence[Any], training: Mapping[str, Any]) -> Strategy:
+def make_strategy(given: Sequence[Any], setting: Setting) -> Strategy:
     """All of them as one; none at all is naive.
 
     Raises:
-        UserError: for an unknown name or field, or one that cannot work under these training arguments.
+        UserError: for an unknown name or field, or one that cannot work in the setting.
     """
     if isinstance(given, str):
         raise UserError(f"strategies is the text {given!r}", fix=f"give a list: [{given!r}]")
@@ -30,14 +31,7 @@ def make_strategy(given: Sequence[Any], training: Mapping[str, Any]) -> Strategy
             made.append(build_strategy(_plugins(one)))
         else:
             raise UserError(f"strategies holds a {type(one).__name__}", fix="give names or Strategy objects")
-    halved = training.get("fp16") or training.get("deepspeed")
-    for strategy in made if halved else ():
-        kind = type(strategy)
-        if kind.penalty is not Strategy.penalty or kind.project is not Strategy.project:
-            raise UserError(
-                f"the strategy {strategy.name} changes whole gradients, which fp16 and DeepSpeed do not show",
-                fix="use bf16 or float32 with DDP or FSDP2, or a strategy that works on rows (replay)",
-            )
+    check_strategies(made, setting)
     return combine(made) if made else build_strategy(())
 
 

@@ -1,0 +1,94 @@
+"""LoRA layers as what they add to the frozen weights: delta W = s B A, one pair of factors a layer.
+
+Averages and distances between adapters are those of delta W: A and B are defined only up to an invertible matrix
+between them, so their own averages mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from contrl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One adapted layer.
+
+    Attributes:
+        name: canonical name of the frozen weight.
+        down, up: A ``[r, in]`` and B ``[out, r]``, trained.
+        scale: s.
+        frozen: the weight that delta W is added to, ``[out, in]`` (quantised ones have another shape).
+    """
+
+    name: str
+    down: nn.Parameter
+    up: nn.Parameter
+    scale: float
+    frozen: torch.Tensor
+
+    def delta(self) -> torch.Tensor:
+        """delta W ``[out, in]``, without gradient."""
+        return self.scale * (self.up.detach() @ self.down.detach())
+
+
+def adapted_layers(model: nn.Module) -> Iterator[Factors]:
+    """The adapted linear layers of a PEFT model with their trained factors, in the model's order.
+
+    Raises:
+        UserError: for adapted layers that are not linear, or adapters that add something else (DoRA).
+    """
+    policy: Any = model
+    adapters = list(getattr(policy, "active_adapters", []))
+    for path, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        for adapter in adapters:
+            if adapter not in module.lora_A:
+                continue
+            base: Any = module.get_base_layer()
+            if not isinstance(base, nn.Linear) or module.use_dora.get(adapter):
+                raise UserError(
+                    f"the adapter of {path} is not B A on a linear layer",
+                    fix="give lora_target_modules that are linear layers, without use_dora",
+                )
+            down: Any = module.lora_A[adapter].weight
+            up: Any = module.lora_B[adapter].weight
+            yield Factors(f"{path}.base_layer.weight", down, up, float(module.scaling[adapter]), base.weight)
+
+
+def combine(
+    pairs: list[tuple[float, torch.Tensor, torch.Tensor]], rank: int
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """The best factors of ``rank`` for a weighted sum of products, and what is lost by that.
+
+    Args:
+        pairs: (weight, A ``[r, in]``, B ``[out, r]``) of each product B A.
+        rank: of the result.
+
+    Returns:
+        A and B, balanced, and the relative error of B A in the Frobenius norm. Eckart-Young, by QR of the stacked
+        factors: nothing of size ``[out, in]`` is made.
+    """
+    dtype = pairs[0][1].dtype
+    downs = torch.cat([down for _, down, _ in pairs]).double()
+    ups = torch.cat([weight * up for weight, _, up in pairs], dim=1).double()
+    left, left_mix = torch.linalg.qr(ups)
+    right, right_mix = torch.linalg.qr(downs.T)
+    u, sizes, vh = torch.linalg.svd(left_mix @ right_mix.T)
+    kept, total = sizes[:rank], float(sizes.square().sum())
+    lost = float((sizes[rank:].square().sum() / total).sqrt()) if total > 0 else 0.0
+    root = kept.sqrt()
+    up = left @ (u[:, : len(kept)] * root)
+    down = (root[:, None] * vh[: len(kept)]) @ right.T
+    if len(kept) < rank:  # fewer rows than the rank: pad with nothing
+        up = nn.functional.pad(up, (0, rank - len(kept)))
+        down = nn.functional.pad(down, (0, 0, 0, rank - len(kept)))
+    return down.to(dtype), up.to(dtype), lost
