@@ -39,7 +39,10 @@ METHODS = {
     "sft": "contrl.methods.sft:SFT",
 }
 STRATEGIES = {
+    "adapters": "contrl.strategies.adapters:Adapters",
     "ewc": "contrl.strategies.ewc:EWC",
+    "independent": "contrl.strategies.independent:Independent",
+    "joint": "contrl.strategies.joint:Joint",
     "kl": "contrl.strategies.kl:KL",
     "l2": "contrl.strategies.l2:L2",
     "mas": "contrl.strategies.mas:MAS",

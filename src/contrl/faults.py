@@ -9,7 +9,17 @@ from __future__ import annotations
 import os
 import signal
 
-POINTS = ("training", "sampling", "saving", "evaluation", "after_task", "between_stages", "between_steps", "base")
+POINTS = (
+    "training",
+    "sampling",
+    "saving",
+    "evaluation",
+    "after_task",
+    "looked_back",
+    "between_stages",
+    "between_steps",
+    "base",
+)
 
 _armed: dict[str, int] = {}
 

@@ -16,8 +16,8 @@ from contrl.data.tokens import prepare_rows
 from contrl.engine.arguments import count_steps, default_pass, micro_batch, steps_per_epoch
 from contrl.engine.rows import prepare_all
 from contrl.errors import UserError
-from contrl.experiment import build_method, find
-from contrl.interfaces import OnlineMethod, Row, Stage, Task, TaskSequence
+from contrl.experiment import build_method, build_strategy, find
+from contrl.interfaces import Context, OnlineMethod, Row, Stage, Strategy, Task, TaskSequence
 from contrl.models.load import count_parameters
 from contrl.rollout.score import ScoreSettings
 
@@ -139,7 +139,7 @@ def announce(config: RunConfig, plan: Plan, base: Plan | None) -> list[str]:
     """
     found = count_parameters(config.model, classifier="scores" in find("method", config.method.name).needs)
     characters = 1.0 if config.model.name_or_path == "tiny" else 3.5
-    load = load_of(plan, characters)
+    load = load_of(plan, characters, build_strategy(config.strategies))
     before = None if base is None else load_of(base, characters)
     if found is None:
         return [f"model    {config.model.name_or_path}, to be fetched", *describe(None, load, before)]
@@ -148,11 +148,11 @@ def announce(config: RunConfig, plan: Plan, base: Plan | None) -> list[str]:
     return describe(size, load, before)
 
 
-def load_of(plan: Plan, characters: float) -> Load:
-    """The work of a plan; ``characters`` of text make about one token."""
+def load_of(plan: Plan, characters: float, strategy: Strategy | None = None) -> Load:
+    """The work of a plan; ``characters`` of text make about one token, ``strategy`` may give stages other rows."""
     steps, rotations = [], []
     for stage in plan.sequence.stages:
-        rows = sum(len(plan.sequence.task(name).train) for name in stage.tasks)
+        rows = num_rows(plan, stage, strategy or Strategy())
         training, method = plan.training_for(stage), plan.method_for(stage)
         steps.append(count_steps(training, rows, plan.prompts_per_step, method))
         per_epoch = steps_per_epoch(rows, plan.prompts_per_step, method)
@@ -169,6 +169,14 @@ def load_of(plan: Plan, characters: float) -> Load:
         num_evaluations=(len(steps) + plan.at_start) if plan.evaluates else 0,
         max_new_tokens=plan.max_new_tokens,
     )
+
+
+def num_rows(plan: Plan, stage: Stage, strategy: Strategy) -> int:
+    """Rows that a stage trains on, before there is a model."""
+    nothing: Any = None
+    context = Context(nothing, nothing, plan.method_for(stage), plan.sequence, stage, plan.seed)
+    tasks = [plan.sequence.task(name) for name in stage.tasks]
+    return len(strategy.rows(context, [(task, row) for task in tasks for row in task.train]))
 
 
 def _mean_length(rows: Sequence[Row], columns: Sequence[str]) -> float:

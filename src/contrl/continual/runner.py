@@ -127,6 +127,7 @@ class Runner:
             self._train(stage, folder, context)
             reach("after_task")
             self.strategy.after_task(context)
+            reach("looked_back")
             self._save_final(folder)
             self.folder.mark(stage.index, "after_task")
             self._barrier()

@@ -158,7 +158,10 @@ class Strategy:
         """The stage's weights are loaded, the optimizer is not built yet."""
 
     def rows(self, ctx: Context, rows: list[tuple[Task, Row]]) -> list[tuple[Task, Row]]:
-        """The rows of the stage; may replace them (joint training)."""
+        """The rows of the stage; may replace them (joint training).
+
+        Asked in planning too, before there is a model: it may use the sequence, the stage and the seed.
+        """
         return rows
 
     def draw(self, ctx: Context, num_rows: int) -> list[tuple[Task, Row]]:

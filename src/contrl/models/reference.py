@@ -17,7 +17,7 @@ from torch import nn
 
 from contrl.errors import UserError
 from contrl.models.modes import evaluating, unchanged_training
-from contrl.models.value_head import NAME as VALUE
+from contrl.models.trained import copied, exchanged, trained
 from contrl.models.value_head import without_value
 
 Origin = Literal["base", "previous", "ema"]
@@ -41,7 +41,7 @@ class Reference:
         self.adapter: dict[str, torch.Tensor] = {}
         if self.is_adapter:
             if origin != "base":
-                self.adapter = {name: p.detach().clone() for name, p in self._trainable()}
+                self.adapter = copied(self._trainable())
         else:
             with without_value(policy):
                 self.frozen = copy.deepcopy(policy).requires_grad_(False).eval()
@@ -58,9 +58,8 @@ class Reference:
         reference.frozen = frozen.requires_grad_(False).eval()
         return reference
 
-    def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        of_policy = ((name, p) for name, p in self.policy.named_parameters() if not name.startswith(f"{VALUE}."))
-        return ((name, p) for name, p in of_policy if p.requires_grad)
+    def _trainable(self) -> dict[str, nn.Parameter]:
+        return trained(self.policy.named_parameters())
 
     def update(self) -> None:
         """Move an ``ema`` reference towards the policy: ``r <- decay r + (1 - decay) p``."""
@@ -78,7 +77,7 @@ class Reference:
             if self.frozen is not None:
                 for mine, theirs in zip(self.frozen.parameters(), self.policy.parameters(), strict=True):
                     mine.lerp_(theirs.detach(), share)
-            for name, parameter in self._trainable() if self.is_adapter else ():
+            for name, parameter in self._trainable().items() if self.is_adapter else ():
                 self.adapter[name].lerp_(parameter.detach(), share)
 
     @contextlib.contextmanager
@@ -88,20 +87,10 @@ class Reference:
             yield self.frozen
             return
         policy: Any = self.policy
-        other_weights = policy.disable_adapter() if self.origin == "base" else self._swapped()
+        adapter_off = self.origin == "base"
+        other_weights = policy.disable_adapter() if adapter_off else exchanged(self._trainable(), self.adapter)
         with evaluating(policy), unchanged_training(policy), other_weights:
             yield policy
-
-    @contextlib.contextmanager
-    def _swapped(self) -> Iterator[None]:
-        current = {name: p.data for name, p in self._trainable()}
-        for name, parameter in self._trainable():
-            parameter.data = self.adapter[name]
-        try:
-            yield
-        finally:
-            for name, parameter in self._trainable():
-                parameter.data = current[name]
 
     def state_dict(self) -> dict[str, Any]:
         """The frozen weights; empty for an adapter-off ``base``, which is the policy's own frozen part."""
@@ -115,5 +104,5 @@ class Reference:
             self.frozen.load_state_dict(state["weights"])
         else:
             # Copies on the policy's device: the state may be another reference's, or fresh from a file.
-            places = {name: parameter.device for name, parameter in self._trainable()}
+            places = {name: parameter.device for name, parameter in self._trainable().items()}
             self.adapter = {name: tensor.to(places[name], copy=True) for name, tensor in state["weights"].items()}
