@@ -50,7 +50,7 @@ def test_a_file_of_tasks_asks_all_of_them_or_one(tmp_path: Path) -> None:
     assert len({row["id"] for row in whole}) == len(whole)
 
 
-@pytest.mark.parametrize("template", ["compact", "base"])
+@pytest.mark.parametrize("template", ["compact", "base", "qwen-instruct"])
 def test_countdowns_files_can_be_verified(tmp_path: Path, template: str) -> None:
     """As ``contrl data countdown`` writes them: the truth lies in ``reward_model``, where veRL looks for it."""
     numbers: dict[str, Any] = {
@@ -62,7 +62,7 @@ def test_countdowns_files_can_be_verified(tmp_path: Path, template: str) -> None
     }
     countdown.write(countdown.CountdownConfig(groups=("plus",), template=template, **numbers), tmp_path)
     asked, _ = read_prompts(str(tmp_path / "plus"), 5)
-    assert [isinstance(row["prompt"], str) for row in asked] == [template == "compact"] * 5
+    assert [isinstance(row["prompt"], str) for row in asked] == [template != "qwen-instruct"] * 5
     columns = {name: [row[name] for row in asked] for name in ("ground_truth", "operator_group", "data_source")}
     right = [truth["solution"] for truth in columns["ground_truth"]]
     answers = right if template == "compact" else [f"<answer>{text}</answer>" for text in right]

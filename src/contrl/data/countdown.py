@@ -291,8 +291,8 @@ def rows(instances: Sequence[Instance], group: str, template: str, split: str) -
 def task_rows(config: CountdownConfig, group: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Train and eval rows of one task for contrl's own engine.
 
-    Columns: ``id`` (of the instance: equal in every configuration), ``prompt`` and ``completion`` (text for
-    ``compact``, else chat messages; the completion holds the stored solution and earns a reward of 1), and the
+    Columns: ``id`` (of the instance: equal in every configuration), ``prompt`` and ``completion`` (text, for
+    ``qwen-instruct`` chat messages; the completion holds the stored solution and earns a reward of 1), and the
     columns that ``contrl.rewards.countdown.countdown_reward`` reads.
     """
     train, test = ([task_row(item, group, config.template) for item in split] for split in generate(config, group))

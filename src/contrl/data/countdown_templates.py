@@ -90,13 +90,16 @@ def verl_row(item: Instance, group: str, template: str, split: str, index: int) 
 
 
 def task_row(item: Instance, group: str, template: str) -> dict[str, Any]:
-    """One row for contrl's own engine: prompt and completion are text for ``compact``, else both are messages."""
+    """One row for contrl's own engine: prompt and completion are text, for ``qwen-instruct`` messages.
+
+    ``base`` has opened the answer itself, as veRL's trainer reads it: a chat template would close it again.
+    """
     completion = completion_text(item, template)
-    compact = template == "compact"
+    is_chat = template == "qwen-instruct"
     return {
         "id": f"{group}:{'.'.join(map(str, sorted(item.numbers)))}={item.target}",
-        "prompt": prompt_text(item, template) if compact else messages(item, template),
-        "completion": completion if compact else [{"role": "assistant", "content": completion}],
+        "prompt": messages(item, template) if is_chat else prompt_text(item, template),
+        "completion": [{"role": "assistant", "content": completion}] if is_chat else completion,
         "ground_truth": ground_truth(item, template),
         "operator_group": group,
         "data_source": f"countdown/{group}",

@@ -17,6 +17,7 @@ from contrl.data.files import SUFFIXES, read_file, splits_of_file, suffix_of, wi
 from contrl.data.folders import DATA_FOLDER, copy_of, local, read_folder, splits_of_folder
 from contrl.data.hub import is_name, read_hub, splits_of_hub
 from contrl.data.recipes import RECIPES, Recipe, convert_all
+from contrl.data.verl import lifted
 from contrl.errors import EnvironmentFault, UserError
 from contrl.interfaces import Row
 
@@ -61,7 +62,7 @@ def read_rows(source: str, split: str = TRAIN, config_name: str | None = None) -
         rows = read_folder(path, split, config_name) if path.is_dir() else read_file(path, split)
     if not rows:
         raise UserError("there are no rows", where=source if path and path.is_file() else f"{source} ({split})")
-    return rows
+    return [lifted(row) for row in rows]
 
 
 def find_splits(source: str, config_name: str | None = None) -> tuple[str, ...]:

@@ -6,8 +6,6 @@ split, unless another one is named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from contrl.data.aif_gen import is_continual, read_tasks
 from contrl.data.prompts import to_prompts
 from contrl.data.recipes import RECIPES, UNUSABLE
@@ -39,7 +37,7 @@ def read_prompts(
     unusable = sum(row.get(UNUSABLE) is not None for row in rows)
     if unusable:
         notes.append(f"{unusable} rows cannot be used and are left out")
-    rows, repeated = to_prompts([_for_verifiers(row) for row in rows if row.get(UNUSABLE) is None])
+    rows, repeated = to_prompts([row for row in rows if row.get(UNUSABLE) is None])
     notes += repeated
     without = next((row for row in rows if row.get("prompt") is None), None)
     if without is not None:
@@ -54,24 +52,6 @@ def read_prompts(
     if len(rows) < number:
         notes.append(f"{source} has {len(rows)} prompts, not {number}: all are taken")
     return rows[:number], notes
-
-
-def _for_verifiers(row: Row) -> Row:
-    """A row with what its verifier reads as columns, also where it is written as for veRL, one level deeper.
-
-    ``contrl data countdown`` writes such files; the prompt of its template ``compact`` is text, as it is in training.
-    """
-    judged, extra = row.get("reward_model"), row.get("extra_info")
-    truth = judged.get("ground_truth") if isinstance(judged, Mapping) else None
-    if row.get("ground_truth") is not None or truth is None:
-        return row
-    lifted = {"ground_truth": truth}
-    if isinstance(extra, Mapping) and "operator_group" in extra:
-        lifted["operator_group"] = extra["operator_group"]
-    prompt = row.get("prompt")
-    if isinstance(truth, Mapping) and truth.get("template") == "compact" and isinstance(prompt, list):
-        lifted["prompt"] = "".join(str(message["content"]) for message in prompt)
-    return {**row, **lifted}
 
 
 def _rows(source: str, split: str | None, dataset_index: int | None) -> tuple[list[Row], list[str]]:
