@@ -34,6 +34,7 @@ COMMANDS = {
     "preview": "show rows as the model will see them",
     "evaluate": "win rate of models against a reference, by a judge",
     "report": "build the page of a run and print its table",
+    "export-countdown": "models, logs, metrics and plot of a continual Countdown run",
     "chat": "talk to a model",
     "merge": "add an adapter to its base and write the whole model",
 }
@@ -164,7 +165,7 @@ def build_parser(arguments: Sequence[str]) -> tuple[argparse.ArgumentParser, arg
     chosen = None
     for name, help_text in COMMANDS.items():
         chosen_here = name in arguments[:1] and name not in TRAINING
-        module = importlib.import_module(f"contrl.cli.{name}") if chosen_here else None
+        module = importlib.import_module(f"contrl.cli.{name.replace('-', '_')}") if chosen_here else None
         command = commands.add_parser(
             name,
             help=help_text,

@@ -123,6 +123,7 @@ ORIGINS = {
 
 FORWARDED = {
     "aif_gen/benchmarks/continual_eval_checkpoint.py": "evaluate-checkpoints",
+    "countdown/data_gen.py": "data countdown",
     "rl_llm/evaluate.py": "evaluate",
     "rl_llm/train.py --method eval": "evaluate",
 }
@@ -149,8 +150,9 @@ def _run(name: str, argv: list[str]) -> int:
             raise UserError(f"--method {method or 'is missing'}".strip(), fix=f"use one of {', '.join(known)}")
     command = FORWARDED.get(name)
     if command is not None:
-        if command in COMMANDS:
-            return contrl([command, *argv])
+        words = command.split()
+        if words[0] in COMMANDS:
+            return contrl([*words, *argv])
         raise UserError(f"{name}: this version of contrl has no `contrl {command}`, which does its work")
     origin = ORIGINS[name]
     if origin.command == "merge":

@@ -40,3 +40,12 @@ def weight_changes(before: Path, base: Path, after: Path) -> Iterator[dict[str, 
                 with safe_open(places[name], framework="pt") as file:
                     record[key] = float((tensor - file.get_tensor(name).float()).norm())
         yield record
+
+
+def norms(folder: Path) -> dict[str, float]:
+    """Frobenius norm of every tensor of a model folder, float32 arithmetic."""
+    found = {}
+    for name, path in _tensors(folder).items():
+        with safe_open(path, framework="pt") as file:
+            found[name] = float(file.get_tensor(name).float().norm())
+    return found

@@ -1,7 +1,7 @@
 """Rows in veRL's columns, as verifiers and methods here read them.
 
-veRL keeps the truth one level deeper (``reward_model.ground_truth``) and a raw text in a list of one message. Such rows
-are lifted when they are read, so that a parquet folder made for veRL, or by ``contrl data countdown``, is a task like any.
+veRL keeps the truth one level deeper (``reward_model.ground_truth``) and a raw text in a list of one message. Such
+rows are lifted when they are read, so a parquet folder for veRL, or of ``contrl data countdown``, is a task like any.
 """
 
 from __future__ import annotations
