@@ -47,6 +47,19 @@ def test_a_sequence_holds_tasks_and_its_stages_visit_them() -> None:
     )
 
 
+def test_stages_may_hold_several_tasks_and_leave_some_out() -> None:
+    """Tasks stand in the order in which they are first learnt, those that are only judged last."""
+    tasks = [Task(name, []) for name in "abcd"]
+    sequence = TaskSequence.staged(tasks, [("d", "b"), ("a",)], rounds=2)
+    assert [task.name for task in sequence.tasks] == ["d", "b", "a", "c"]
+    assert sequence.stages == (
+        Stage(1, ("d", "b"), 1),
+        Stage(2, ("a",), 1),
+        Stage(3, ("d", "b"), 2),
+        Stage(4, ("a",), 2),
+    )
+
+
 def test_tasks_are_found_by_name() -> None:
     sequence = TaskSequence.in_order(TASKS)
     assert sequence.task("b") is TASKS[1]
@@ -57,6 +70,7 @@ def test_tasks_are_found_by_name() -> None:
 def test_stage_folders_are_named_by_number_and_tasks() -> None:
     assert Stage(3, ("plus",)).folder == "3-plus"
     assert Stage(1, ("plus", "minus")).folder == "1-plus+minus"
+    assert len(Stage(1, tuple(f"task-{i}" for i in range(99))).folder) < 200, "a file system takes 255 bytes"
 
 
 def test_trained_tokens_are_all_unless_flagged() -> None:

@@ -42,11 +42,16 @@ def base_digest(model: ModelConfig, base: BaseStageConfig, sequence: TaskSequenc
         "model": {name: value for name, value in dataclasses.asdict(model).items() if not _is_of_adapter(name)},
         "weights": _content(model.name_or_path),
         "base": dataclasses.asdict(base),
-        "rows": [fingerprint(task.train) for task in sequence.tasks],
+        "rows": [fingerprint(task.train) for task in _by_name(sequence)],
         # Without prompts_per_step the size of a step follows from the number of processes.
         "processes": world_size if base.prompts_per_step is None else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _by_name(sequence: TaskSequence) -> list[Task]:
+    """The tasks in an order that is not the sequence's, so that runs that differ in the order share a base."""
+    return sorted(sequence.tasks, key=lambda task: task.name)
 
 
 def _is_of_adapter(name: str) -> bool:
@@ -86,7 +91,7 @@ def is_trained(config: RunConfig, base: BaseStageConfig, sequence: TaskSequence,
 
 def base_plan(config: RunConfig, base: BaseStageConfig, sequence: TaskSequence, ranks: Ranks) -> Plan:
     """The base stage as a sequence of one task that holds the train rows of all."""
-    mixed = [{**row, "id": f"{task.name}/{row['id']}"} for task in sequence.tasks for row in task.train]
+    mixed = [{**row, "id": f"{task.name}/{row['id']}"} for task in _by_name(sequence) for row in task.train]
     rows = find("method", base.method.name)(**base.method.fields).rows(mixed, lambda text: None)
     alone = replace(
         config,

@@ -52,7 +52,9 @@ STRATEGIES = {
 SEQUENCES = {
     "countdown": "contrl.continual.sequences:Countdown",
     "dataset": "contrl.continual.sequences:Dataset",
+    "opposite_preferences": "contrl.continual.synthetic:OppositePreferences",
     "part": "contrl.continual.parts:Part",
+    "tables_and_rules": "contrl.continual.synthetic:TablesAndRules",
 }
 REWARDS = {
     "accuracy": "contrl.rewards.rules:Accuracy",
@@ -167,7 +169,7 @@ def build_tasks(config: RunConfig, say: Callable[[str], None] = lambda text: Non
     if limit is not None:
         tasks = [replace(task, eval=task.eval[:limit]) for task in tasks]
     for task in tasks:
-        shared = overlap(task.train, task.eval)
+        shared = 0 if task.recalls else overlap(task.train, task.eval)
         if shared:
             say(f"task {task.name}: {shared} of {len(task.eval)} evaluation rows also stand in its training rows")
     return tasks

@@ -28,11 +28,11 @@ from contrl.continual.run_folder import TEMPORARY, RunFolder
 from contrl.continual.runner import Runner
 from contrl.continual.trackers import Trackers
 from contrl.errors import EnvironmentFault, Interrupted, UserError
-from contrl.experiment import build_strategy, build_tasks, find
+from contrl.experiment import build_strategy, find
 from contrl.interfaces import Stage, TaskSequence
 from contrl.models.folders import is_classifier
 from contrl.models.load import Policy, load_policy, load_tokenizer, weights_folder
-from contrl.planning import announce, build_plan, describe_model, usable
+from contrl.planning import announce, build_plan, build_sequence, describe_model, usable
 from contrl.rewards.functions import as_rewards
 
 
@@ -80,7 +80,7 @@ def start(resolved: Resolved, options: Options) -> Path:
         found: Found = "nothing" if options.dry_run else _inspect(folder, resolved, options)
         ranks.barrier()
         if found != "finished":
-            sequence = TaskSequence.in_order(build_tasks(config, say), config.rounds)
+            sequence = build_sequence(resolved, say)
             check_pairs(config, sequence.tasks)
             plan = build_plan(config, sequence, ranks.world_size)
             sequence = usable(sequence, plan, load_tokenizer(config.model), say)

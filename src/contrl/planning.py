@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from contrl.config import RunConfig, SequenceConfig
+from contrl.config import Resolved, RunConfig, SequenceConfig, orders
 from contrl.continual.estimate import Load, Size, describe, disk_bytes, require_disk
 from contrl.continual.plan import Plan
 from contrl.continual.rotation import Rotation
@@ -15,14 +15,45 @@ from contrl.data.token_cache import cache_folder
 from contrl.data.tokens import prepare_rows
 from contrl.engine.arguments import count_steps, default_pass, micro_batch, steps_per_epoch
 from contrl.engine.rows import prepare_all
-from contrl.errors import UserError
-from contrl.experiment import build_method, build_strategy, find
+from contrl.errors import ConfigErrors, UserError
+from contrl.experiment import build_method, build_strategy, build_tasks, find
 from contrl.interfaces import Context, OnlineMethod, Row, Stage, Strategy, Task, TaskSequence
 from contrl.models.load import count_parameters
 from contrl.rollout.score import ScoreSettings
 
 SAMPLE = 16
 """Rows of each task whose lengths are looked at."""
+
+
+def build_sequence(resolved: Resolved, say: Callable[[str], None] = lambda text: None) -> TaskSequence:
+    """The tasks with their rows, in the stages that the configuration asks for; says what is not the order given.
+
+    Raises:
+        ConfigErrors: names that are no tasks of a named sequence, or tasks of one stage that disagree.
+        UserError: as ``build_tasks``.
+    """
+    config = resolved.config
+    tasks = build_tasks(config, say)
+    names = [task.name for task in tasks]
+    found = list(orders.problems(names, config.order, config.stages))
+    if not found:
+        groups = orders.arrange(names, config.order, config.order_seed, config.stages)
+        general = orders.Settings(config.method.fields, config.training)
+        own = {task.name: orders.Settings(task.method, task.training) for task in tasks}
+        found = list(orders.conflicts(groups, general, own))
+    if found:
+        name = config.tasks.name if isinstance(config.tasks, SequenceConfig) else "tasks"
+        errors = [UserError(p.what, where=resolved.origins.get(p.path, name), why=p.why, fix=p.fix) for p in found]
+        raise ConfigErrors(errors)
+    sequence = TaskSequence.staged(tasks, groups, config.rounds)
+    if config.order != "given" or config.stages is not None:
+        seed = f" (order_seed {config.order_seed})" if config.order == "random" else ""
+        kind = config.order if isinstance(config.order, str) else "listed"
+        say(f"order    {kind}{seed}: {', '.join('+'.join(group) for group in groups)}")
+    learnt = {name for group in groups for name in group}
+    if judged := [name for name in names if name not in learnt]:
+        say(f"judged   {', '.join(judged)}: in no stage, so never learnt")
+    return sequence
 
 
 def build_plan(config: RunConfig, sequence: TaskSequence, world_size: int) -> Plan:

@@ -41,10 +41,18 @@ def test_the_printed_file_is_the_recipe(capsys: pytest.CaptureFixture[str]) -> N
     assert load(printed, resolve=find).config == load(config_file(), resolve=find).config
 
 
-def test_both_arms_differ_in_the_strategy_alone() -> None:
+def test_with_dpo_it_is_another_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--method", "dpo", "--print_config"]) == 0
+    config = load(capsys.readouterr().out, resolve=find).config
+    assert config == load(config_file("dpo"), resolve=find).config
+    assert (config.method.name, config.tasks.name) == ("dpo", "opposite_preferences")
+
+
+@pytest.mark.parametrize("method", ["rloo", "dpo"])
+def test_both_arms_differ_in_the_strategy_alone(method: str) -> None:
     """Learning rate, steps and prompts of the current task are the same, or the comparison would mean nothing."""
-    naive = load(config_file(), ["strategies=[naive]"], resolve=find)
-    replay = load(config_file(), ["strategies=[replay]"], resolve=find)
+    naive = load(config_file(method), ["strategies=[naive]"], resolve=find)
+    replay = load(config_file(method), ["strategies=[replay]"], resolve=find)
     changed = {line for line in replay.text.splitlines() if line not in naive.text.splitlines()}
     assert all("replay" in line or "share" in line or "buffer" in line for line in changed), changed
 
@@ -77,6 +85,18 @@ def test_the_tasks_hold_500_problems_out_of_four_groups() -> None:
         (["--seed", "2", "--rounds", "2"], {"output_dir": "runs/demo-2rounds-seed2", "seed": "2", "rounds": "2"}),
         (["--method", "sft"], {"output_dir": "runs/demo-sft", "method.name": "sft"}),
         (
+            ["--method", "dpo", "--order", "random", "--order_seed", "3"],
+            {"output_dir": "runs/demo-dpo-random3", "method.name": "dpo", "order": "random", "order_seed": "3"},
+        ),
+        (
+            ["--method", "dpo", "--order", "no_first,longer,shorter,yes_first"],
+            {
+                "output_dir": "runs/demo-dpo-no_first-longer-shorter-yes_first",
+                "method.name": "dpo",
+                "order": "[no_first, longer, shorter, yes_first]",
+            },
+        ),
+        (
             ["--strategies", "naive,replay", "--output_dir", "mine"],
             {"output_dir": "mine", "strategies.1.name": "replay"},
         ),
@@ -92,7 +112,7 @@ def test_flags_are_overrides_of_the_file(
     assert {path: told[path][0] for path in usual | expected} == usual | expected
     origins = {origin for _, origin in told.values()}
     assert not [origin for origin in origins if "/" in origin], "no path of an installation"
-    assert told["training.learning_rate"][1].startswith("demo.yaml:")
+    assert told["training.learning_rate"][1].startswith(("demo.yaml:", "demo_dpo.yaml:"))
     assert not Path("runs").exists()
 
 
@@ -117,6 +137,24 @@ def test_one_arm_from_the_command_to_the_page(capsys: pytest.CaptureFixture[str]
     assert "this run is finished" in capsys.readouterr().out
     (base,) = Path("cache").glob("base-*/stages/1-base/final")
     assert weights(run / "base") == weights(base)
+
+
+@pytest.mark.slow
+def test_dpo_forgets_and_replay_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe on fewer rows, two of its tasks: the first is undone by its opposite, and kept by replay."""
+    short = ["tasks.names=[longer,shorter]", "tasks.train_size=300", "tasks.eval_size=40", "prompts_per_step=16"]
+    kept = {}
+    for strategy in ("naive", "replay"):
+        assert main(["demo", "--method", "dpo", "--strategies", strategy, *short]) == 0
+        folder = "runs/demo-dpo" if strategy == "naive" else "runs/demo-dpo-replay"
+        results = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
+        start, first, last = results["matrix"]
+        assert [cell["value"] for cell in start] == [0.5, 0.5]
+        assert min(first[0]["value"], last[1]["value"]) > 0.9, "both are learnt"
+        kept[strategy] = last[0]["value"]
+    assert kept["naive"] < 0.2
+    assert kept["replay"] > 0.8
+    assert "next:   contrl demo --method dpo --strategies replay" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -50,6 +50,10 @@ TaskName = Annotated[str, Mark("task_name", "a name")]
 HeldOut = Annotated[int | float | None, Mark("held_out", "a number of rows, a share below 1, or null")]
 Training = Annotated[dict[str, Any], Mark("training", "training arguments")]
 MethodFields = Annotated[dict[str, Any], Mark("method_fields", "fields of the method")]
+Order = Annotated[str | tuple[str, ...], Mark("order", "given, reversed, random, or a list of the tasks' names")]
+Stages = Annotated[
+    tuple[tuple[str, ...], ...] | None, Mark("stages", "a list of stages, each a list of tasks' names, or null")
+]
 
 
 @dataclass(frozen=True)
@@ -209,6 +213,16 @@ class RunConfig:
     )
     base: BaseStageConfig | None = field(default=None, metadata=about("an optional stage before the sequence"))
     rounds: int = field(default=1, metadata=about("how often the sequence is gone through", at_least=1))
+    order: Order = field(
+        default="given", metadata=about("in which order the stages of a round are learnt, the same in every round")
+    )
+    order_seed: int = field(default=0, metadata=about("of the order random; independent of seed", at_least=0))
+    stages: Stages = field(
+        default=None,
+        metadata=about(
+            "which tasks are learnt together; null gives each its own stage; tasks left out are only judged"
+        ),
+    )
     prompts_per_step: int | None = field(
         default=None, metadata=about("prompts per optimizer step over all devices", at_least=1)
     )

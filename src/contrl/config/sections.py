@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from contrl.config import tree
+from contrl.config import orders, tree
 from contrl.config.schema import (
     EvaluationConfig,
     ModelConfig,
@@ -66,13 +66,21 @@ class Sections:
             "tasks": self._tasks,
             "task_name": self._task_name,
             "held_out": self._held_out,
+            "order": self._order,
+            "stages": self._stages,
         }
         self.walker = Walker(handlers, self._home)
 
     def run(self, root: Fields) -> RunConfig:
         """The configuration; not to be used when the walker has noted mistakes."""
         values = self.walker.section("", RunConfig, root)
-        return values if values is BAD else RunConfig(**values)
+        if values is BAD:
+            return BAD
+        config = RunConfig(**values)
+        for problem in orders.of_tasks(config):
+            place = self.walker.origins.get(problem.path, root.place)
+            self.walker.refuse(place, problem.what, why=problem.why, fix=problem.fix)
+        return config
 
     def _home(self, path: str, key: str) -> str | None:
         """Where a key that the section ``path`` does not know belongs, if another section knows it."""
@@ -257,6 +265,24 @@ class Sections:
             what = f"{path}: must be a number of rows, or a share between 0 and 1, found {size!r}"
             return walker.refuse(node.place, what)
         return size
+
+    def _order(self, walker: Walker, path: str, annotation: Any, node: Node) -> Any:
+        """One of the words, or names of tasks, which are compared with the tasks when all is read."""
+        if not isinstance(node, Scalar) or ("," in node.text and not node.quoted):
+            return walker.value(path, tuple[str, ...], node)
+        word = walker.value(path, str, node)
+        if word in orders.ORDERS or word is BAD:
+            return word
+        meant = nearest(node.text, orders.ORDERS)
+        what = f"{path}: expected {', '.join(orders.ORDERS)}, or a list of the tasks' names, found {node.text!r}"
+        return walker.refuse(node.place, what, fix=f"did you mean {meant}?" if meant else "")
+
+    def _stages(self, walker: Walker, path: str, annotation: Any, node: Node) -> Any:
+        """Lists of names; a task alone may stand without brackets."""
+        if isinstance(node, Items):
+            items: list[Node] = [Items(item.place, [item]) if isinstance(item, Scalar) else item for item in node.items]
+            node = Items(node.place, items)
+        return walker.value(path, annotation, node)
 
     def _method_fields(self, walker: Walker, path: str, annotation: Any, node: Node) -> Any:
         """Fields of the run's method that a task overrides."""

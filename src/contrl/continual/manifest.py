@@ -89,6 +89,8 @@ def describe_run(resolved: Resolved, sequence: TaskSequence, command: Sequence[s
         "strategies": [plugin.name for plugin in config.strategies] or ["naive"],
         "model": config.model.name_or_path,
         "sequence": [task.name for task in sequence.tasks],
+        "order": config.order if isinstance(config.order, str) else list(config.order),
+        "order_seed": config.order_seed,
         "stages": [
             {
                 "stage": stage.index,

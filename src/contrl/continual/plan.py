@@ -49,9 +49,9 @@ class Plan:
     scoring: ScoreSettings = field(default_factory=ScoreSettings)
 
     def judge_for(self, task: Task) -> Method:
-        """The method that judges a task teacher-forced: that of the first stage it is learnt in."""
-        stage = next(stage for stage in self.sequence.stages if task.name in stage.tasks)
-        return self.method_for(stage)
+        """The method that judges a task teacher-forced: that of the first stage it is learnt in, if it is."""
+        visits = (stage for stage in self.sequence.stages if task.name in stage.tasks)
+        return self.method_for(next(visits, Stage(0, (task.name,))))
 
 
 @dataclass

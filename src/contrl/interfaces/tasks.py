@@ -40,7 +40,8 @@ LIKELIHOOD = Metric("logp")
 class Task:
     """What is learnt in a stage: rows to train on, rows to judge by, the reward and the metric.
 
-    ``method`` and ``training`` override fields of the run's method and training arguments for this task.
+    ``method`` and ``training`` override fields of the run's method and training arguments for this task. Of a task that
+    ``recalls`` the eval rows are train rows on purpose: what is judged is memory.
     """
 
     name: str
@@ -50,6 +51,11 @@ class Task:
     metric: Metric | None = None
     method: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    recalls: bool = False
+
+
+LONGEST_FOLDER = 120
+"""Characters of the tasks' names in the name of a stage's folder; file systems take 255 bytes."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Stage:
     @property
     def folder(self) -> str:
         """Name of the stage's folder inside ``stages/``."""
-        return f"{self.index}-{'+'.join(self.tasks)}"
+        return f"{self.index}-{'+'.join(self.tasks)[:LONGEST_FOLDER]}"
 
 
 @dataclass(frozen=True)
@@ -76,9 +82,21 @@ class TaskSequence:
     @classmethod
     def in_order(cls, tasks: Sequence[Task], rounds: int = 1) -> TaskSequence:
         """Each task once per round, in the order given."""
-        names = [task.name for task in tasks]
-        stages = [Stage(r * len(names) + i + 1, (name,), r + 1) for r in range(rounds) for i, name in enumerate(names)]
-        return cls(tuple(tasks), tuple(stages))
+        return cls.staged(tasks, [(task.name,) for task in tasks], rounds)
+
+    @classmethod
+    def staged(cls, tasks: Sequence[Task], groups: Sequence[Sequence[str]], rounds: int = 1) -> TaskSequence:
+        """The stages of every round, given the names of the tasks of each.
+
+        ``tasks`` are put in the order in which they are first learnt; those of no stage, which are only judged, last.
+        """
+        count = len(groups)
+        stages = [
+            Stage(r * count + i + 1, tuple(names), r + 1) for r in range(rounds) for i, names in enumerate(groups)
+        ]
+        learnt = list(dict.fromkeys(name for names in groups for name in names))
+        places = {name: place for place, name in enumerate(learnt)}
+        return cls(tuple(sorted(tasks, key=lambda task: places.get(task.name, len(places)))), tuple(stages))
 
     def __getitem__(self, index: int) -> Task:
         return self.tasks[index]

@@ -169,6 +169,23 @@ _WRITTEN = (
         common=True,
     ),
     Flag("rounds", "rounds", help="how often the tasks are gone through", default="1", metavar="N", group=SEQUENCE),
+    Flag(
+        "order",
+        "order",
+        "list",
+        "of the tasks: given, reversed, random, or all their names",
+        "given",
+        "ORDER",
+        SEQUENCE,
+    ),
+    Flag("order_seed", "order_seed", help="of --order random, apart from --seed", default="0", group=SEQUENCE),
+    Flag(
+        "stages",
+        "stages",
+        help="tasks that are learnt together: '[[a, b], [c]]'; those left out are only judged",
+        metavar="LISTS",
+        group=SEQUENCE,
+    ),
     Flag("max_eval_examples", "evaluation.max_examples", help="rows judged per task", metavar="N", group=SEQUENCE),
     Flag(
         "reward_model_path",
