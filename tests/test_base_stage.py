@@ -95,6 +95,7 @@ def test_what_went_in_decides_which_one_it_is(runs: Runs) -> None:
         {**config, "seed": 0, "output_dir": "elsewhere"},
         {**config, "method": "sft", "strategies": ["replay"], "training": {"max_steps": 9}},
         {**config, "model": {**model, **LORA}},  # the base stage trains the whole model
+        {**config, "tasks": config["tasks"][::-1]},  # runs in several orders share a base
     ]
     other = [
         {**config, "base": {**BASE, "seed": 1}},
@@ -102,7 +103,7 @@ def test_what_went_in_decides_which_one_it_is(runs: Runs) -> None:
         {**config, "base": {**BASE, "training": {**BASE["training"], "learning_rate": 1e-3}}},
         {**config, "model": "tiny"},
         {**config, "model": {**model, "dtype": "bfloat16"}},
-        {**config, "tasks": config["tasks"][::-1]},
+        {**config, "tasks": config["tasks"][:1]},
     ]
     assert {digest(changed) for changed in same} == {digest(config)}
     found = [digest(changed) for changed in other]

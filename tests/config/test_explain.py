@@ -56,7 +56,7 @@ def test_an_unknown_key_has_a_nearest_one(path: str, meant: str) -> None:
 def test_every_key_has_a_meaning() -> None:
     """The number is a budget: a new key of contrl's own is a decision, not an accident."""
     described = list(keys())
-    assert len(described) == 60
+    assert len(described) == 63
     assert [key.path for key in described if not key.help or key.help.endswith(".")] == []
 
 
@@ -80,7 +80,7 @@ def test_the_examples_of_the_documentation_load(
 ) -> None:
     """The YAML and the overrides that fit it, with the files they name."""
     page = PAGE.read_text(encoding="utf-8")
-    mine, puzzles = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    mine, puzzles, orders = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     for name in ("sums", "words", "words-test"):
         (tmp_path / "data").mkdir(exist_ok=True)
@@ -91,3 +91,4 @@ def test_the_examples_of_the_documentation_load(
     # The third line gives a list of two strategies: two names and a share, which its last override changes.
     assert num_overridden == [2, 2, 3]
     assert resolved(puzzles).config.base is not None
+    assert resolved(mine.replace("tasks:", f"{orders}tasks:")).config.order_seed == 3

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from contrl.config.walk import nearest
 
 if TYPE_CHECKING:
@@ -48,6 +46,8 @@ def arrange(
     if order == "reversed":
         return groups[::-1]
     if order == "random":
+        import numpy as np  # here, because reading a configuration must cost nothing
+
         return [groups[index] for index in np.random.default_rng(order_seed).permutation(len(groups)).tolist()]
     return groups
 
