@@ -65,6 +65,12 @@ def make_world(folder: Path) -> Path:
             for i in range(12)
         ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        pairs = [
+            {"prompt": row["prompt"], "chosen": row["completion"], "rejected": f"{row['completion']}!", "id": row["id"]}
+            for row in rows
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in pairs)
+        (folder / f"{name}-pairs.jsonl").write_text(text, encoding="utf-8")
     return folder
 
 

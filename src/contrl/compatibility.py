@@ -41,6 +41,20 @@ def check_pairs(config: RunConfig, tasks: Sequence[Task]) -> None:
             why="it mixes the rows of all tasks, and their rewards do not mix",
             fix="use sft",
         )
+    trainings = [config.training, *(task.training for task in tasks)]
+    if config.between_tasks.optimizer == "keep" and any(
+        training.get(name) for training in trainings for name in ("deepspeed", "fsdp")
+    ):
+        raise UserError(
+            "between_tasks.optimizer: keep needs the whole optimizer in each checkpoint",
+            why="DeepSpeed and FSDP write it in parts",
+            fix="use reset, or train without them",
+        )
+    if config.between_tasks.adapter == "reset" and not config.model.use_peft:
+        raise UserError(
+            "between_tasks.adapter: reset, and no adapter is trained",
+            fix="model.use_peft: true, or the strategy independent, which resets whole models",
+        )
     check_strategies(make_strategies(config.strategies), setting_of(config, tasks))
 
 

@@ -40,6 +40,8 @@ METHODS = {
 }
 STRATEGIES = {
     "adapters": "contrl.strategies.adapters:Adapters",
+    "copr": "contrl.strategies.copr:COPR",
+    "cppo": "contrl.strategies.cppo:CPPO",
     "ewc": "contrl.strategies.ewc:EWC",
     "independent": "contrl.strategies.independent:Independent",
     "joint": "contrl.strategies.joint:Joint",

@@ -16,6 +16,7 @@ POINTS = (
     "evaluation",
     "after_task",
     "looked_back",
+    "importance",
     "between_stages",
     "between_steps",
     "base",

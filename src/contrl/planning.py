@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from contrl.config import Resolved, RunConfig, SequenceConfig, orders
+from contrl.continual import carried
 from contrl.continual.estimate import Load, Size, describe, disk_bytes, require_disk
 from contrl.continual.plan import Plan
 from contrl.continual.rotation import Rotation
@@ -92,6 +93,7 @@ def build_plan(config: RunConfig, sequence: TaskSequence, world_size: int) -> Pl
         log_samples_every=config.log_samples_every,
         cache=cache_folder() / "reference",
         scoring=ScoreSettings(config.rewards.errors, config.rewards.seconds),
+        between_tasks=config.between_tasks,
     )
 
 
@@ -168,15 +170,16 @@ def announce(config: RunConfig, plan: Plan, base: Plan | None) -> list[str]:
     Raises:
         EnvironmentFault: when the disk is too small.
     """
+    lines = [carried.describe(plan)] if len(plan.sequence.stages) > 1 else []
     found = count_parameters(config.model, classifier="scores" in find("method", config.method.name).needs)
     characters = 1.0 if config.model.name_or_path == "tiny" else 3.5
     load = load_of(plan, characters, build_strategy(config.strategies))
     before = None if base is None else load_of(base, characters)
     if found is None:
-        return [f"model    {config.model.name_or_path}, to be fetched", *describe(None, load, before)]
+        return [f"model    {config.model.name_or_path}, to be fetched", *describe(None, load, before), *lines]
     size = Size(*found)
     require_disk(Path(config.output_dir).absolute(), disk_bytes(size, load))
-    return describe(size, load, before)
+    return [*describe(size, load, before), *lines]
 
 
 def load_of(plan: Plan, characters: float, strategy: Strategy | None = None) -> Load:

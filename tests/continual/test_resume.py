@@ -23,12 +23,27 @@ CASES: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft", "strategies": []},
     "sft-lora": {"method": "sft", "strategies": [REPLAY, AVERAGE], "lora": True},
     "rloo-lora": {"strategies": [], "lora": True},
+    # Kept in memory: importance, anchors, targets and a multiplier; and an optimizer that goes on.
+    "dpo-penalties": {
+        "method": "dpo",
+        "pairs": True,
+        "strategies": [
+            {"name": "ewc", "num_samples": 4},
+            {"name": "kl", "on": "old", "max_new_tokens": 4, "num_prompts": 4},
+            "copr",
+        ],
+        "between_tasks": {"optimizer": "keep", "schedule": "continue"},
+    },
 }
 
 
 def settings(case: str, world: Path) -> dict[str, Any]:
     """The changes of a case to the standard configuration."""
     changes = dict(CASES[case])
+    if changes.pop("pairs", False):
+        changes["tasks"] = [
+            {"name": name, "data": str(world / f"{name}-pairs.jsonl"), "eval_size": 4} for name in ("sums", "doubles")
+        ]
     return {**changes, "model": lora(world)} if changes.pop("lora", False) else changes
 
 
@@ -100,6 +115,9 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(runs: Runs, uninterrupted: 
         pytest.param("sft-lora", "evaluation", 6, marks=pytest.mark.slow),
         pytest.param("rloo-lora", "training", 3, marks=pytest.mark.slow),
         pytest.param("rloo-lora", "after_task", 2, marks=pytest.mark.slow),
+        ("dpo-penalties", "importance", 3),  # in the middle of after_task
+        pytest.param("dpo-penalties", "training", 7, marks=pytest.mark.slow),
+        pytest.param("dpo-penalties", "importance", 6, marks=pytest.mark.slow),
     ],
 )
 def test_so_does_every_kind_of_run(runs: Runs, uninterrupted: Any, case: str, point: str, visit: int) -> None:

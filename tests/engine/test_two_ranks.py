@@ -36,6 +36,9 @@ LIKE_ONE = [
     "kto",
     "ppo",
     "grpo",
+    "penalty",
+    "kl",
+    "cppo",
 ]
 """Of dpo and kto the loss couples the rows of a step: aot sorts them, KTO's KL is a mean over them.
 

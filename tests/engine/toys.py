@@ -23,6 +23,7 @@ from contrl.engine.batching import to_batch
 from contrl.engine.online import Collector, RolloutWindow
 from contrl.engine.reference_scores import ReferenceScores
 from contrl.engine.rows import prepare_all, prepare_row
+from contrl.engine.services import EngineServices
 from contrl.engine.trainer import Engine, Work
 from contrl.interfaces import (
     Batch,
@@ -316,7 +317,11 @@ def make_engine(model: Any, folder: Path, setup: Setup, kind: type[Engine] = Eng
     prepare_value(model, method, None, setup.seed)
     if "reference_logps" in method.needs | measures:
         work.reference = ReferenceScores(lambda: Reference(model, method.reference), is_policy=True)
+    context.services = EngineServices(context, lambda origin: Reference(model, origin), lambda: None, groups=groups)
+    if setup.strategy.needs_start:
+        context.services.start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     engine = kind(model, arguments, work, tokenizer)
+    context.services.settings = engine.pass_settings
     if isinstance(method, OnlineMethod):
         collector = Collector(
             model, tokenizer, method, sequence, context, (7, 2), engine.links(), sampler=setup.sampler
@@ -341,6 +346,7 @@ class Trace:
 def trace(model: Any, folder: Path, setup: Setup) -> Trace:
     """Train the stage and tell what happened."""
     engine, recorder = make_engine(model, folder, setup), Recorder()
+    setup.strategy.before_task(engine.work.context)
     engine.add_callback(recorder)
     engine.fit()
     return Trace(recorder.gradients, [log for log in engine.state.log_history if "loss" in log], engine)

@@ -26,6 +26,9 @@ from contrl.methods.ppo import PPO
 from contrl.methods.rloo import RLOO
 from contrl.methods.sft import SFT
 from contrl.strategies.composite import Composite
+from contrl.strategies.cppo import CPPO
+from contrl.strategies.ewc import EWC
+from contrl.strategies.kl import KL
 from contrl.strategies.replay import Replay
 
 
@@ -65,6 +68,9 @@ def scenarios() -> dict[str, Setup]:
         "kto": Setup(KTO(), KTO().rows(pair_rows(10), print)[:19], tokens_per_pass=80, training=moving),
         "ppo": Setup(ppo, sft_rows(19), tokens_per_pass=60, training=moving),
         "grpo": Setup(grpo, sft_rows(19), tokens_per_pass=60, training=moving),
+        "penalty": Setup(SFT(), sft_rows(19), EWC(coef=3.0, num_samples=5), training=FROZEN),
+        "kl": Setup(SFT(), sft_rows(19), KL(coef=2.0), tokens_per_pass=40, training=moving),
+        "cppo": Setup(rloo, sft_rows(19), CPPO(), tokens_per_pass=60, training=moving),
         "silent": Setup(rloo, sft_rows(8), training=FROZEN, reward=constant_for_even),
     }
 
@@ -88,6 +94,13 @@ def run(name: str, setup: Setup, folder: Path) -> tuple[dict[str, Any], dict[str
         # The second stage wraps the same model object again, or its gradients would not be reduced.
         make_engine(model, folder / "first", setup).fit()
     engine, recorder = make_engine(model, folder / name.replace(" ", "-"), setup), Recorder()
+    context = engine.work.context
+    setup.strategy.before_task(context)
+    for part in parts(setup.strategy):
+        if isinstance(part, EWC):
+            # Importance of a task whose weights were elsewhere; each rank measures its share of the samples.
+            part.after_task(context)
+            part.anchor = {name: tensor - 0.05 for name, tensor in part.anchor.items()}
     engine.add_callback(recorder)
     engine.fit()
     logs = [log for log in engine.state.log_history if "loss" in log]

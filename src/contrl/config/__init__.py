@@ -8,6 +8,7 @@ from contrl.config.explain import Key, explain, keys, plugin_keys
 from contrl.config.load import Resolved, load
 from contrl.config.schema import (
     BaseStageConfig,
+    BetweenTasksConfig,
     EvaluationConfig,
     ModelConfig,
     PluginConfig,
@@ -22,6 +23,7 @@ from contrl.config.training import training_arguments
 
 __all__ = [
     "BaseStageConfig",
+    "BetweenTasksConfig",
     "EvaluationConfig",
     "Key",
     "ModelConfig",

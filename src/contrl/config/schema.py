@@ -173,6 +173,25 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class BetweenTasksConfig:
+    """What a stage takes over from the one before, besides the weights, the strategies' state and the results.
+
+    By default optimizer and schedule start anew: moments of the old task's gradients would steer the first steps of the
+    new one, and the stage's arguments are then the whole story. The adapter stays, else task 2 would begin at the base.
+    """
+
+    optimizer: Literal["reset", "keep"] = field(
+        default="reset", metadata=about("the optimizer's moments: start anew with each stage, or go on")
+    )
+    schedule: Literal["restart", "continue"] = field(
+        default="restart", metadata=about("the learning rate's schedule: one per stage, or one over the whole sequence")
+    )
+    adapter: Literal["keep", "reset"] = field(
+        default="keep", metadata=about("the LoRA adapter: the same one goes on, or each stage starts a new one")
+    )
+
+
+@dataclass(frozen=True)
 class RewardsConfig:
     """Rewards of all tasks, and what happens when one fails; tasks may name rewards of their own."""
 
@@ -252,6 +271,9 @@ class RunConfig:
         ),
     )
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig, metadata=about("how every task is judged"))
+    between_tasks: BetweenTasksConfig = field(
+        default_factory=BetweenTasksConfig, metadata=about("what a stage takes over from the one before")
+    )
     seed: int = field(default=0, metadata=about("everything random in the run follows from it", at_least=0))
 
     def training_for(self, task: TaskConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from contrl.config import BetweenTasksConfig
 from contrl.interfaces import Method, Stage, Task, TaskSequence
 from contrl.rollout.score import ScoreSettings
 
@@ -27,6 +28,7 @@ class Plan:
         card: facts for the page beside saved weights.
         log_samples_every: steps between tables of sampled answers; 0 writes none.
         scoring: what happens when a reward fails.
+        between_tasks: what a stage takes over from the one before.
     """
 
     sequence: TaskSequence
@@ -47,6 +49,7 @@ class Plan:
     card: Mapping[str, Any] = field(default_factory=dict)
     log_samples_every: int = 0
     scoring: ScoreSettings = field(default_factory=ScoreSettings)
+    between_tasks: BetweenTasksConfig = field(default_factory=BetweenTasksConfig)
 
     def judge_for(self, task: Task) -> Method:
         """The method that judges a task teacher-forced: that of the first stage it is learnt in, if it is."""

@@ -124,7 +124,7 @@ class RunFolder:
             target.mkdir(exist_ok=True)
             # The configuration last: a folder that has one is taken for a model.
             for file in sorted(source.iterdir(), key=lambda path: path.name.endswith("config.json")):
-                if not file.is_file() or file.name.startswith("strategy"):
+                if not file.is_file() or file.name.startswith(("strategy", "optimizer")):
                     continue
                 link = target / file.name
                 link.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from contrl.continual.carried import carried_into, keep_optimizer, reset_adapter
 from contrl.continual.context import Contexts
 from contrl.continual.logs import MetricsLog
 from contrl.continual.plan import Plan, Progress
@@ -95,7 +96,7 @@ class Runner:
         self.folder.tidy()
         self._barrier()
         self._remember_start()
-        if self.strategy.needs_start:
+        if self.strategy.needs_start or self.plan.between_tasks.adapter == "reset":
             self._contexts.remember_start()
         self._continue_from_last()
         if self.plan.evaluates and self.plan.at_start:
@@ -123,6 +124,8 @@ class Runner:
         folder = self.folder.stage(stage)
         context = self._contexts.make(stage)
         if not self.folder.done(stage.index, "after_task"):
+            if self.plan.between_tasks.adapter == "reset" and self._contexts.start is not None:
+                reset_adapter(self.policy.model, self._contexts.start)
             self.strategy.before_task(context)
             self._train(stage, folder, context)
             reach("after_task")
@@ -171,6 +174,8 @@ class Runner:
             engine.work.seed = None
         if evaluates or (held_out and self.holds_out):
             engine.work.eval_groups += self._prepared(held_out, method, seed)
+        if len(self.plan.sequence.stages) > 1:
+            engine.carried = carried_into(stage, num_steps, self.plan, self.folder)
         self.engine = engine
         return engine, num_steps, rotation
 
@@ -259,6 +264,8 @@ class Runner:
                 self.policy.tokenizer.save_pretrained(staging)
                 write_card(staging, self.plan.card)
                 save_state(staging, STRATEGY, self.strategy.state_dict())
+                if self.plan.between_tasks.optimizer == "keep":
+                    keep_optimizer(folder, staging)
 
     def _weigh(self, stage: Stage) -> None:
         """How far the stage moved each tensor, from its start and from the base."""

@@ -16,6 +16,7 @@ from contrl.engine.forward import Routing, head_of, score_batch
 from contrl.engine.lm_head import LMHead
 from contrl.engine.reference_scores import PassSettings
 from contrl.engine.shared_prompt import hidden_states, layout_for
+from contrl.faults import reach
 from contrl.interfaces import Group, Method, Outputs
 from contrl.interfaces.strategies import Importance, Space
 from contrl.models.lowrank import adapted_layers
@@ -45,6 +46,7 @@ def importance(
         before = {name: parameter.grad for name, parameter in model.named_parameters()}
         sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in named.items()}
         for group in groups[rank::world_size]:
+            reach("importance")
             model.zero_grad(set_to_none=True)
             _value(kind, group, method, settings).backward()
             for name, parameter in named.items():

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import Trainer
 
+from contrl.engine.carrying import CarryingTrainer
 from contrl.engine.checkpoint import STAGING, load_state, publish, save_state
 from contrl.engine.work import Work
 from contrl.faults import reach
@@ -21,7 +21,7 @@ from contrl.models.value_head import NAME, load_value, save_value, without_value
 STATE = "contrl_state"
 
 
-class SavingTrainer(Trainer):
+class SavingTrainer(CarryingTrainer):
     """Trainer with checkpoints that hold everything of a stage.
 
     Attributes:

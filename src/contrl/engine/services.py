@@ -6,12 +6,13 @@ strategies and a KL term cost one copy of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from contrl.engine.batching import to_batch
 from contrl.engine.coupling import gather
 from contrl.engine.forward import Routing, head_of, score_batch
 from contrl.engine.importance import importance
@@ -80,6 +81,10 @@ class EngineServices:
         with reference.model() as model, torch.no_grad(), settings.autocast():
             routing = Routing(settings.routing.layout, method.temperature, needs)
             return Outputs(**score_batch(model, head_of(model, needs), batch, routing))
+
+    def batch(self, groups: Sequence[Group]) -> Batch:
+        """See ``Services``."""
+        return to_batch(groups, self.settings().device)
 
     def start_weights(self) -> Mapping[str, torch.Tensor]:
         """See ``Services``."""

@@ -43,6 +43,9 @@ class Services(Protocol):
     def read(self, reference: Any, batch: Batch) -> Outputs:
         """What a frozen policy says of a batch, without gradient: ``logps``, or ``scores`` of classifiers."""
 
+    def batch(self, groups: Sequence[Group]) -> Batch:
+        """Groups as the tensors of one pass."""
+
     def start_weights(self) -> Mapping[str, torch.Tensor]:
         """The trained parameters as the run began, by canonical name; of a strategy with ``needs_start`` only."""
 
