@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from contrl.config import tree
-from contrl.config.schema import BaseStageConfig, EvaluationConfig, ModelConfig, RewardsConfig, RunConfig, TaskConfig
+from contrl.config.schema import (
+    BaseStageConfig,
+    BetweenTasksConfig,
+    EvaluationConfig,
+    ModelConfig,
+    RewardsConfig,
+    RunConfig,
+    TaskConfig,
+)
 from contrl.config.training import OWNED, training_arguments
 from contrl.config.walk import Parameter, describe, nearest, parameters
 from contrl.errors import UserError
@@ -20,6 +28,7 @@ _SECTIONS: dict[str, type] = {
     "base": BaseStageConfig,
     "rewards": RewardsConfig,
     "evaluation": EvaluationConfig,
+    "between_tasks": BetweenTasksConfig,
 }
 _PLUGINS = {"method": "method", "base.method": "method", "strategies.N": "strategy", "tasks": "sequence"}
 _PLUGINS |= {"tasks.N.reward.N": "reward", "rewards.functions.N": "reward"}
