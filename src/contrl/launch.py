@@ -127,7 +127,7 @@ def finish(folder: RunFolder) -> None:
 
     folder.amend_manifest(status="finished")
     results.write(folder.path)
-    page.build(folder.path)
+    page.build(folder.path, with_figures=False)
     folder.mark(0, "finished")
 
 

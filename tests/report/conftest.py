@@ -49,6 +49,7 @@ class RunWriter:
             "model": "tiny",
             "sequence": sequence,
             "stages": stages,
+            "data": {task: {"train": 1000 + i, "eval": num_items} for i, task in enumerate(self.tasks)},
             "versions": {"python": "3.11.2", "torch": "2.13.0", "transformers": "5.23.0"},
             "hardware": {"cpu_count": 2, "device": "cpu"},
         }
@@ -85,13 +86,38 @@ class RunWriter:
             values = {
                 "reward": 0.3 + 0.4 * progress + self.rng.gauss(0, 0.03),
                 "loss": self.rng.gauss(0, 0.02),
-                "success": 0.25 + 0.4 * progress + self.rng.gauss(0, 0.04),
+                "verifier/success": 0.25 + 0.4 * progress + self.rng.gauss(0, 0.04),
                 "entropy": 0.8 - 0.3 * progress,
                 "learning_rate": 1e-4,
             }
             for name, value in values.items():
                 record = {"stage": stage, "step": step, "task": task, "name": name, "value": value}
                 append(self.folder / "metrics.jsonl", record)
+
+    def journal(self, stage: int, start: float = 0.0) -> None:
+        """The phases of one stage: 10 s of training, 1 s of looking back, 2 s of evaluation, 0.5 s of saving."""
+        ends = {"started": 0.0, "trained": 10.0, "after_task": 11.0, "evaluated": 13.0, "saved": 13.5}
+        for event, seconds in ends.items():
+            append(self.folder / "journal.jsonl", {"stage": stage, "event": event, "time": start + seconds})
+
+    def rollouts(self, stage: int, step: int, task: str, **columns: str) -> None:
+        """A table of sampled answers: four of one prompt that differ in reward, and four that do not."""
+        rewards = [1.0, 0.1, 0.1, 0.0, 0.1, 0.1, 0.1, 0.1]
+        rows = [
+            {"task": task, "id": f"{task}/{i // 4}", "is_replay": False, "prompt": f"Make {step}", "completion": f"{i}",
+             "num_tokens": 3 + i, "ended": i != 3, "reward": reward, "scores": json.dumps({"f": reward}),
+             "advantage": reward - sum(rewards[i // 4 * 4 : i // 4 * 4 + 4]) / 4, **columns}
+            for i, reward in enumerate(rewards)
+        ]  # fmt: skip
+        (self.folder / "samples").mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), self.folder / "samples" / f"{stage}-{step}.parquet")
+
+    def weights(self, stage: int) -> None:
+        """How far two layers and the embedding moved."""
+        names = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight")
+        for index, name in enumerate(names):
+            change = {"from_start": 0.1 * (index + 1), "from_base": 0.1 * (index + 1) * stage}
+            append(self.folder / "weights.jsonl", {"stage": stage, "tensor": name, "norm": 10.0, **change})
 
 
 @pytest.fixture
@@ -106,6 +132,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in range(5):
         if stage:
             run.train(stage)
+            run.journal(stage, 20.0 * stage)
+            run.rollouts(stage, 0, run.sequence[stage - 1])
+            run.weights(stage)
         for task, success in SUCCESS.items():
             run.score(stage, task, success[stage])
     return run.folder

@@ -4,7 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contrl.report.colours import MARKS, VIRIDIS, mark_of, relative_luminance, text_on, viridis
+from contrl.report.colours import (
+    CHANGES,
+    MARKS,
+    VIRIDIS,
+    cividis,
+    diverging,
+    mark_of,
+    relative_luminance,
+    text_on,
+    viridis,
+)
 
 
 def test_viridis_at_its_stops_and_between():
@@ -19,9 +29,13 @@ def test_relative_luminance(colour, luminance):
     assert relative_luminance(colour) == pytest.approx(luminance)
 
 
-@given(st.floats(0, 1))
-def test_text_on_a_cell_has_a_contrast_of_at_least_4_5(share):
-    background = viridis(share)
+def test_changes_are_orange_below_and_blue_above():
+    assert [diverging(value) for value in (-2, -1, 0, 1)] == [CHANGES[0], CHANGES[0], CHANGES[4], CHANGES[-1]]
+
+
+@given(st.floats(-1, 1), st.sampled_from([viridis, cividis, diverging]))
+def test_text_on_a_cell_has_a_contrast_of_at_least_4_5(share, colour):
+    background = colour(share)
     lights = sorted([relative_luminance(background) + 0.05, relative_luminance(text_on(background)) + 0.05])
     assert lights[1] / lights[0] >= 4.5
 

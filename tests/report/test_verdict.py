@@ -31,12 +31,12 @@ def test_a_run_that_forgets():
     words = sentence(FORGETS)
     assert words.startswith("At the end the model scores 0.60 on average over 2 tasks.")
     assert "The largest loss is on plus: 0.90 after 1-plus, 0.40 now, a change of -0.50 [-0.53, -0.47]" in words
-    average, forgetting, bwt, gain = tiles(FORGETS)
+    average, forgetting, fwt, gain = tiles(FORGETS)
     assert (average.value, average.tone) == ("0.60", "neutral")
     assert "before training it was 0.15" in average.words
     assert (forgetting.value, forgetting.interval, forgetting.tone) == ("0.50", "[0.47, 0.53]", "bad")
-    assert (bwt.value, bwt.tone) == ("-0.50", "bad")
-    assert "hurt" in bwt.words
+    assert (fwt.value, fwt.tone, fwt.n) == ("0.00", "neutral", "100")
+    assert "neither helped nor hurt" in fwt.words
     assert (gain.value, gain.tone) == ("0.70", "good")
     assert "gained" in gain.words
 
@@ -44,8 +44,8 @@ def test_a_run_that_forgets():
 def test_a_run_that_keeps_what_it_learnt():
     kept = run([0.2, 0.9, 0.9], [0.1, 0.1, 0.8])
     assert "No task that was trained earlier has lost more than noise explains." in sentence(kept)
-    _, forgetting, bwt, _ = tiles(kept)
-    assert (forgetting.tone, bwt.tone) == ("neutral", "neutral")
+    _, forgetting, *_ = tiles(kept)
+    assert forgetting.tone == "neutral"
     assert "within noise" in forgetting.words
 
 
@@ -54,11 +54,11 @@ def test_the_same_loss_is_noise_when_the_error_is_large():
 
 
 def test_a_run_that_improves_what_it_learnt_before():
-    better = run([0.2, 0.5, 0.9], [0.1, 0.1, 0.0])
-    _, forgetting, bwt, gain = tiles(better)
-    assert (forgetting.tone, bwt.tone) == ("good", "good")
+    better = run([0.2, 0.5, 0.9], [0.1, 0.3, 0.2])
+    _, forgetting, fwt, gain = tiles(better)
+    assert (forgetting.tone, fwt.tone) == ("good", "good")
     assert "higher now" in forgetting.words
-    assert "helped" in bwt.words
+    assert (fwt.value, "helped" in fwt.words) == ("0.20", True)
     assert gain.value == "0.10"
 
 
@@ -72,7 +72,7 @@ def test_a_run_that_improves_what_it_learnt_before():
 )
 def test_unfinished_and_incomplete_runs(results, words):
     assert sentence(results).startswith(words)
-    assert all(tile.value == "–" for tile in tiles(results)[1:3])
+    assert tiles(results)[1].value == "–"
     assert all(tile.tone == "neutral" for tile in tiles(results)[1:3])
 
 

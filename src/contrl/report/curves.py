@@ -6,7 +6,7 @@ neighbours, so that a page stays small and a spike still shows in the mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -15,23 +15,11 @@ from typing import Any
 
 from contrl.continual.results import read_records
 
-MAX_POINTS = 600
+MAX_POINTS = 300
 JUDGED = "eval/"
 """Begins the names of what is measured between stages: values of the results matrix's rows, not of training steps."""
-# What a reader looks for first, whatever the method; a policy loss says little, so loss comes after these.
-FIRST = (
-    "reward",
-    "success",
-    "accuracy",
-    "accuracies",
-    "margin",
-    "margins",
-    "kl",
-    "entropy",
-    "loss",
-    "completion_length",
-    "grad_norm",
-)
+
+Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -53,18 +41,28 @@ class Curve:
 
 @dataclass(frozen=True)
 class Training:
-    """All curves of a run, the most telling first.
+    """All curves of a run, by name.
 
     Attributes:
         starts: stage -> first step of the stage on the common axis, for the boundaries between tasks.
         total: number of steps so far.
-        not_finite: name -> how many of its values were NaN or infinite (and are left out).
+        not_finite: name -> how many of its values were NaN or infinite (and are left out); the log has null for them.
+        last_steps: stage -> its last recorded step.
+        logged: name -> stage -> every (step of the stage, value), in order and not thinned.
+        judged: (stage, task, name) -> value of what was measured between stages, ``eval/`` taken off the name.
     """
 
     curves: tuple[Curve, ...]
     starts: dict[int, int]
     total: int
     not_finite: dict[str, int] = field(default_factory=dict)
+    last_steps: dict[int, int] = field(default_factory=dict)
+    logged: Mapping[str, Mapping[int, Points]] = field(default_factory=dict)
+    judged: Mapping[tuple[int, str, str], float] = field(default_factory=dict)
+
+    def values(self, name: str, stage: int) -> list[float]:
+        """Every logged value of a name in a stage."""
+        return [value for _, value in self.logged.get(name, {}).get(stage, ())]
 
 
 def read_training(folder: Path) -> Training:
@@ -73,43 +71,60 @@ def read_training(folder: Path) -> Training:
     lengths: dict[int, int] = {}
     values: dict[str, dict[tuple[int, str], list[tuple[int, float]]]] = {}
     not_finite: dict[str, int] = {}
+    judged: dict[tuple[int, str, str], float] = {}
     for record in records:
-        stage, step, task, value = record["stage"], record["step"], str(record["task"]), record.get("value")
-        if not isinstance(stage, int) or not isinstance(step, int) or str(record["name"]).startswith(JUDGED):
+        stage, step, task, name = record["stage"], record["step"], str(record["task"]), str(record["name"])
+        value = record.get("value")
+        if not isinstance(stage, int) or not isinstance(step, int):
             continue  # not a step of a stage of the sequence
+        number = finite(value)
+        if name.startswith(JUDGED):
+            judged.update({} if number is None else {(stage, task, name.removeprefix(JUDGED)): number})
+            continue
         lengths[stage] = max(step, lengths.get(stage, 0))
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        if not isfinite(value):
-            not_finite[record["name"]] = not_finite.get(record["name"], 0) + 1
-            continue
-        values.setdefault(record["name"], {}).setdefault((stage, task), []).append((step, float(value)))
+        if number is not None:
+            values.setdefault(name, {}).setdefault((stage, task), []).append((step, number))
+        elif value is None or isinstance(value, float):
+            not_finite[name] = not_finite.get(name, 0) + 1
     starts, total = {}, 0
     for stage in sorted(lengths):
         starts[stage] = total
         total += lengths[stage]
-    limit = max(2, MAX_POINTS // max(1, len(lengths)))
-    curves = [
-        Curve(
-            name,
-            tuple(
-                Segment(stage, task, thin([(starts[stage] + step, value) for step, value in sorted(points)], limit))
-                for (stage, task), points in sorted(series.items())
-            ),
-        )
-        for name, series in values.items()
-    ]
-    return Training(tuple(sorted(curves, key=lambda curve: _rank(curve.name))), starts, total, not_finite)
+    curves = tuple(_curve(name, series, starts) for name, series in sorted(values.items()))
+    return Training(curves, starts, total, not_finite, lengths, _by_stage(values), judged)
 
 
-def thin(points: Sequence[tuple[float, float]], limit: int) -> tuple[tuple[float, float], ...]:
+def finite(value: Any) -> float | None:
+    """A finite number as float; None for anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return float(value) if is_number else None
+
+
+def thin(points: Points, limit: int) -> tuple[tuple[float, float], ...]:
     """At most ``limit`` points, each the mean of equally many neighbours (the last may be of fewer)."""
     size = -(-len(points) // limit)
     buckets = [points[start : start + size] for start in range(0, len(points), size)] if size > 1 else []
     return tuple((fmean(x for x, _ in part), fmean(y for _, y in part)) for part in buckets) or tuple(points)
 
 
-def _rank(name: str) -> tuple[Any, ...]:
-    """Position of a name: by its last part, so that ``train/reward`` stands with ``reward``."""
-    short = name.rsplit("/", 1)[-1]
-    return (FIRST.index(short) if short in FIRST else len(FIRST), name)
+def _curve(name: str, series: Mapping[tuple[int, str], list[tuple[int, float]]], starts: Mapping[int, int]) -> Curve:
+    limit = max(2, MAX_POINTS // max(1, len(starts)))
+    return Curve(
+        name,
+        tuple(
+            Segment(stage, task, thin([(starts[stage] + step, value) for step, value in sorted(points)], limit))
+            for (stage, task), points in sorted(series.items())
+        ),
+    )
+
+
+def _by_stage(
+    values: Mapping[str, Mapping[tuple[int, str], list[tuple[int, float]]]],
+) -> dict[str, dict[int, Points]]:
+    found: dict[str, dict[int, Points]] = {}
+    for name, series in values.items():
+        stages: dict[int, list[tuple[float, float]]] = {}
+        for (stage, _), points in series.items():
+            stages.setdefault(stage, []).extend(points)
+        found[name] = {stage: sorted(points) for stage, points in stages.items()}
+    return found

@@ -34,3 +34,9 @@ def item_counts(cells: list[Cell]) -> str:
     """``500`` or ``480–500``: the evaluation items per cell; empty when no cell records them."""
     counts = sorted({cell.n for cell in cells if cell.n is not None})
     return "–".join(str(count) for count in dict.fromkeys([counts[0], counts[-1]])) if counts else ""
+
+
+def signed(value: float | None, missing: str = "–") -> str:
+    """``+0.10`` or ``-0.21``; a change that rounds to nothing has no sign."""
+    text = number(value, missing)
+    return f"+{text}" if value is not None and value > 0 and text.strip("0.") else text

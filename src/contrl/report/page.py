@@ -1,144 +1,135 @@
 """report.html: one self-contained page per run, built from the run folder alone.
 
-No script and no request: charts are inline SVG, hover texts are ``<title>``, a content policy in the page forbids the
-rest. Every text is escaped by the template, for completions are model output and task names come from files. Any old
-run can be redrawn, an unfinished one too.
+Sections in the order of the questions one asks: what was learnt and forgotten, is anything wrong, where exactly, how
+did training go, what do answers look like, what did it cost, how is it repeated. Any old run can be redrawn, an
+unfinished one too.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from contrl.continual.metrics import FORMULAS
-from contrl.continual.results import Results, read, write_atomic
-from contrl.report import charts, svg
-from contrl.report.curves import Curve, Training, read_training
-from contrl.report.heatmap import heat_map
-from contrl.report.numbers import interval, number
-from contrl.report.samples import forgotten_samples
+from contrl.continual.results import Results, read
+from contrl.report.changes import balances
+from contrl.report.charts.cost import time_split
+from contrl.report.charts.drift import divergence, weight_map
+from contrl.report.charts.frame import Chart, unchecked
+from contrl.report.charts.lengths import row_lengths
+from contrl.report.charts.matrix import matrix_figure
+from contrl.report.charts.plasticity import stability_plasticity
+from contrl.report.charts.sequence import sequence_strip
+from contrl.report.charts.tasks import task_curve
+from contrl.report.charts.training import training_panel
+from contrl.report.cost import cost_facts, duration, stage_costs
+from contrl.report.curves import Training, read_training
+from contrl.report.data_facts import data_flags, read_data
+from contrl.report.document import Page
+from contrl.report.drift import read_divergence, read_weight_changes
+from contrl.report.heatmap import VIEWS, heat_map
+from contrl.report.numbers import interval, number, signed
+from contrl.report.panels import panels
+from contrl.report.red_flags import red_flags
+from contrl.report.rollout_groups import read_groups
+from contrl.report.samples import KINDS, item_samples
+from contrl.report.settings import Settings, read_settings
+from contrl.report.stages import StageFacts, read_stages
 from contrl.report.verdict import facts, sentence, tiles
 
-MAIN_CURVES = 6
-MAX_CURVES = 24
-LOSS_NOTE = "A policy loss near zero is normal; judge by the reward and the success."
-ONLINE = ("rloo", "grpo", "ppo")
+TEMPLATE = "report.html.j2"
 
 
-@dataclass(frozen=True)
-class Chart:
-    """One figure of the page: its caption and the drawn SVG."""
+def build(run_folder: str | Path, *, with_figures: bool = True) -> Path:
+    """Write report.html into a run folder, and every chart into figures/; returns the path of the page.
 
-    title: str
-    note: str
-    svg: str
-
-
-def build(run_folder: str | Path) -> Path:
-    """Write report.html and figures/matrix.{svg,png} into a run folder; returns the path of the page.
+    Args:
+        run_folder: any run, finished or not.
+        with_figures: False writes the matrix alone as files, and links no others: a run that ends need not wait.
 
     Raises:
         UserError: the folder is no run, or one of its logs is damaged (file and line named).
     """
     results = read(run_folder)
-    path = results.folder / "report.html"
-    write_figures(results)
-    write_atomic(path, html(results).encode(errors="replace"))
-    return path
+    page = Page(results.folder, with_figures=with_figures)
+    with unchecked():
+        return page.write("report.html", TEMPLATE, content(results, page))
 
 
-def html(results: Results) -> str:
-    """The page as text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("contrl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    training = read_training(results.folder)
-    curves = _training_charts(results, training)
-    return environment.get_template("report.html.j2").render(
-        results=results,
-        title=results.folder.resolve().name,
-        facts=facts(results),
-        final_row=results.rows[results.end] if results.end >= 0 else None,
-        sentence=sentence(results),
-        tiles=tiles(results),
-        warnings=_warnings(results, training),
-        heat=heat_map(results),
-        task_charts=_task_charts(results),
-        main_curves=curves[:MAIN_CURVES],
-        more_curves=curves[MAIN_CURVES:],
-        unshown=[curve.name for curve in training.curves[MAX_CURVES:]],
-        samples=forgotten_samples(results),
-        glossary=_glossary(results),
-        reproduce=_reproduce(results),
-    )
-
-
-def write_figures(results: Results) -> list[Path]:
-    """The matrix as figures/matrix.svg and figures/matrix.png, for a paper or a README."""
-    folder = results.folder / "figures"
-    folder.mkdir(exist_ok=True)
-    spec = charts.matrix_figure(results)
-    files = {folder / "matrix.svg": svg.figure_svg(spec), folder / "matrix.png": svg.figure_png(spec)}
-    for path, data in files.items():
-        write_atomic(path, data)
-    return list(files)
+def content(results: Results, page: Page) -> dict[str, Any]:
+    """What the template shows; its charts are drawn on the way."""
+    training, settings = read_training(results.folder), read_settings(results.folder)
+    stages = read_stages(results, training, steps_per_window=settings.steps_per_window)
+    data = read_data(results)
+    page.figure(matrix_figure(results), shown=False)
+    return {
+        "results": results,
+        "title": results.folder.resolve().name,
+        "facts": _facts(results, stages),
+        "final_row": results.rows[results.end] if results.end >= 0 else None,
+        "sentence": sentence(results),
+        "tiles": tiles(results),
+        "warnings": [*red_flags(results, training), *data_flags(data)],
+        "sequence": page.figure(sequence_strip(stages, results.tasks)),
+        "views": VIEWS,
+        "heat": heat_map(results),
+        "task_charts": page.figures(task_curve(results, column) for column in range(len(results.tasks))),
+        "balance": page.figures(_balance(results)),
+        **_training(training, results, settings, page),
+        "drift": page.figures(_drift(results)),
+        "samples": item_samples(results),
+        "kinds": KINDS,
+        "groups": read_groups(results.folder),
+        "data": data,
+        "lengths": page.figures([row_lengths(data)] if any(rows.lengths for rows in data) else []),
+        "time": page.figures([time_split(costs)] if (costs := stage_costs(stages)) else []),
+        "costs": cost_facts(results, training, stages),
+        "glossary": _glossary(results),
+        "reproduce": _reproduce(results, settings),
+        "number": number,
+        "signed": signed,
+    }
 
 
-# --- what the template shows -------------------------------------------------------------------------
+# --- sections ----------------------------------------------------------------------------------------
 
 
-def _warnings(results: Results, training: Training) -> list[str]:
-    lost = [f"{count} values of {name} were not finite numbers" for name, count in training.not_finite.items()]
-    return [*lost, *results.notes]
+def _facts(results: Results, stages: Sequence[StageFacts]) -> list[str]:
+    seconds = sum(sum(stage.seconds.values()) for stage in stages)
+    return [*facts(results)[1:], *([duration(seconds)] if seconds else [])]
 
 
-def _task_charts(results: Results) -> list[Chart]:
-    found = []
-    for column, task in enumerate(results.tasks):
-        visits = [results.rows[row] for row, columns in enumerate(results.trained) if column in columns]
-        description = f"Score of {task} after every stage with its 95% interval; trained in {', '.join(visits)}."
-        spec = charts.task_curve(results, column)
-        drawn = svg.inline_svg(spec, id=f"task-{column}", title=f"{task} over stages", description=description)
-        found.append(Chart(task, f"trained in {', '.join(visits)}", drawn))
-    return found
+def _balance(results: Results) -> list[Chart]:
+    points = balances(results)
+    return [stability_plasticity(points)] if points else []
 
 
-def _training_charts(results: Results, training: Training) -> list[Chart]:
-    return [
-        Chart(
-            curve.name,
-            LOSS_NOTE if curve.name == "loss" and results.run.get("method") in ONLINE else "",
-            svg.inline_svg(
-                charts.training_curve(results, training, curve),
-                id=f"curve-{index}",
-                title=f"{curve.name} over steps",
-                description=_curve_words(curve),
-            ),
-        )
-        for index, curve in enumerate(training.curves[:MAX_CURVES])
-    ]
+def _drift(results: Results) -> list[Chart]:
+    points, changes = read_divergence(results.folder), read_weight_changes(results.folder)
+    return [*([divergence(points, results.tasks)] if points else []), *([weight_map(changes)] if changes else [])]
 
 
-def _curve_words(curve: Curve) -> str:
-    """First and last value of every stage: the curve for those who do not see it."""
-    ends = (
-        f"stage {segment.stage} ({segment.task}): {segment.points[0][1]:.3g} to {segment.points[-1][1]:.3g}"
-        for segment in curve.segments
-    )
-    return f"{curve.name}, first to last value of each stage. {'; '.join(ends)}."
+def _training(training: Training, results: Results, settings: Settings, page: Page) -> dict[str, Any]:
+    found = panels(training, results.run, settings.limits)
+    drawn = {panel.id: page.figures([training_panel(training, panel)]) for panel in found}
+    shown = {series.curve.name for panel in found for series in panel.series}
+    return {
+        "main_curves": [figure for panel in found if not panel.folded for figure in drawn[panel.id]],
+        "more_curves": [figure for panel in found if panel.folded for figure in drawn[panel.id]],
+        "unshown": [curve.name for curve in training.curves if curve.name not in shown],
+    }
 
 
 def _glossary(results: Results) -> list[dict[str, str]]:
     return [
         {
+            "name": name,
             "title": FORMULAS[name].title,
             "value": number(metric.value),
+            "exact": "" if metric.value is None else repr(metric.value),
             "interval": interval(metric),
             "n": "" if metric.n is None else str(metric.n),
             "formula": metric.formula,
@@ -147,15 +138,19 @@ def _glossary(results: Results) -> list[dict[str, str]]:
             "source": FORMULAS[name].source,
         }
         for name, metric in results.metrics.items()
+        if name in FORMULAS
     ]
 
 
-def _reproduce(results: Results) -> dict[str, Any]:
-    run, config = results.run, results.folder / "config.yaml"
+def _reproduce(results: Results, settings: Settings) -> dict[str, Any]:
+    run = results.run
     command = run.get("command", "")
+    hardware = run.get("hardware")
     return {
         "command": command if isinstance(command, str) else shlex.join(map(str, command)),
-        "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+        "config": settings.text,
         "versions": run.get("versions") or {},
+        "hardware": hardware if isinstance(hardware, dict) else {},
+        "commit": run.get("git_commit"),
         "manifest": json.dumps(dict(run), ensure_ascii=False, indent=1),
     }

@@ -23,9 +23,17 @@ Spec = dict[str, Any]
 ET.register_namespace("", SVG)
 
 
-def inline_svg(spec: Spec, *, id: str, title: str, description: str) -> str:
-    """The chart as an ``<svg>`` element for an HTML page; ``id`` must be unique in the page."""
-    root = ET.fromstring(_draw(spec).replace(INK, "currentColor"))
+def draw(spec: Spec) -> str:
+    """The chart as SVG text, in the placeholder colour; a specification with its data inside."""
+    import vl_convert
+
+    # An empty list of allowed addresses: a chart never loads anything, whatever the data says.
+    return str(vl_convert.vegalite_to_svg(_drawable(spec), allowed_base_urls=[]))
+
+
+def inline_svg(drawing: str, *, id: str, title: str, description: str) -> str:
+    """A drawn chart as an ``<svg>`` element for an HTML page; ``id`` must be unique in the page."""
+    root = ET.fromstring(drawing.replace(INK, "currentColor"))
     for name in ("width", "height", "class"):  # the page sets the size, the viewBox keeps the shape
         root.attrib.pop(name, None)
     root.attrib.update({"role": "img", "aria-labelledby": f"{id}-title {id}-text"})
@@ -39,23 +47,18 @@ def inline_svg(spec: Spec, *, id: str, title: str, description: str) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
-def figure_svg(spec: Spec) -> bytes:
-    """The chart as a file of its own, on white."""
-    return _draw(_on_white(spec)).replace(INK, FIGURE_INK).encode()
+def figure_svg(drawing: str) -> bytes:
+    """A drawn chart as a file of its own, on white."""
+    root = ET.fromstring(drawing.replace(INK, FIGURE_INK))
+    root.insert(0, ET.Element(f"{{{SVG}}}rect", width="100%", height="100%", fill="white"))
+    return ET.tostring(root, encoding="utf-8")
 
 
-def figure_png(spec: Spec, *, scale: float = 2.0) -> bytes:
-    """The chart as PNG, on white, ``scale`` pixels per point."""
+def figure_png(drawing: str, *, scale: float = 2.0) -> bytes:
+    """A drawn chart as PNG, on white, ``scale`` pixels per point."""
     import vl_convert
 
-    return vl_convert.svg_to_png(figure_svg(spec).decode(), scale=scale)
-
-
-def _draw(spec: Spec) -> str:
-    import vl_convert
-
-    # An empty list of allowed addresses: a chart never loads anything, whatever the data says.
-    return vl_convert.vegalite_to_svg(_drawable(spec), allowed_base_urls=[])
+    return bytes(vl_convert.svg_to_png(figure_svg(drawing).decode(), scale=scale))
 
 
 def _drawable(part: Any) -> Any:
@@ -65,7 +68,3 @@ def _drawable(part: Any) -> Any:
     if isinstance(part, list):
         return [_drawable(value) for value in part]
     return NOT_XML.sub("", part) if isinstance(part, str) else part
-
-
-def _on_white(spec: Spec) -> Spec:
-    return spec | {"background": "white"}

@@ -13,12 +13,17 @@ from contrl.continual.metrics import FORMULAS
 from contrl.continual.results import Results
 from contrl.report.numbers import interval, number
 
-TILES = ("average", "forgetting", "bwt", "own_stage_gain")
+TILES = ("average", "forgetting", "fwt", "own_stage_gain")
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One headline number: title, value, ``[low, high]`` or "", one sentence in words, and ``good|bad|neutral``."""
+    """One headline number: title, value, ``[low, high]`` or "", one sentence in words, and ``good|bad|neutral``.
+
+    ``n`` counts the evaluation items behind it, "" when it is not known.
+    """
+
+    name: str
 
     title: str
     value: str
@@ -26,6 +31,7 @@ class Tile:
     words: str
     tone: str
     formula: str
+    n: str
 
 
 def facts(results: Results) -> list[str]:
@@ -41,7 +47,7 @@ def tiles(results: Results) -> list[Tile]:
     words = {
         "average": _average_words(results),
         "forgetting": _forgetting_words(results.metrics["forgetting"]),
-        "bwt": _transfer_words(results.metrics["bwt"]),
+        "fwt": _transfer_words(results.metrics["fwt"]),
         "own_stage_gain": _gain_words(results.metrics["own_stage_gain"]),
     }
     return [_tile(results.metrics[name], words[name]) for name in TILES]
@@ -83,7 +89,10 @@ def _tile(metric: Metric, words: str) -> Tile:
     tone = "neutral"
     if metric.name != "average" and metric.value is not None and metric.outside_noise:
         tone = "good" if (metric.value > 0) == metric.higher_is_better else "bad"
-    return Tile(formula.title, number(metric.value), interval(metric), words, tone, formula.text)
+    return Tile(
+        metric.name, formula.title, number(metric.value), interval(metric), words, tone, formula.text,
+        "" if metric.n is None else str(metric.n),
+    )  # fmt: skip
 
 
 def _average_words(results: Results) -> str:
@@ -107,10 +116,10 @@ def _forgetting_words(metric: Metric) -> str:
 
 def _transfer_words(metric: Metric) -> str:
     if metric.value is None:
-        return "Not defined yet: it needs a task that was first trained before the last stage, with its scores."
+        return "Not defined yet: it needs a task that was first trained after stage 1, with its scores."
     if not metric.outside_noise:
-        return "Later stages neither helped nor hurt earlier tasks beyond noise."
-    return f"Later stages {'helped' if metric.value > 0 else 'hurt'} earlier tasks, counted from their first visit."
+        return "Earlier stages neither helped nor hurt tasks still to come beyond noise."
+    return f"Earlier stages {'helped' if metric.value > 0 else 'hurt'} the tasks that were still to come."
 
 
 def _gain_words(metric: Metric) -> str:
