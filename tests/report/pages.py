@@ -93,7 +93,7 @@ def assert_self_contained(text: str) -> Page:
     assert len(ids) == len(set(ids))
     for link in page.attributes("href"):
         assert (link[0] == "#" and link[1:] in ids) or re.fullmatch(
-            r"(figures|[\w./-]+)/[\w.-]+\.(svg|png|csv|html)", link
+            r"(figures|[\w./%-]+)/[\w.-]+\.(svg|png|csv|html)", link
         )
     # Only the namespace is an address; a request could also come out of CSS.
     assert set(page.attributes("xmlns")) <= {"http://www.w3.org/2000/svg"}

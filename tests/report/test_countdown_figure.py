@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from contrl.report.countdown_figure import PANELS, figure
-from contrl.report.svg import figure_png
+from contrl.report.svg import draw, figure_png
 
 
 def steps(**changes: Any) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def test_every_panel_has_the_points_that_were_recorded() -> None:
 
 def test_it_is_drawn_also_when_nothing_is_known_yet() -> None:
     for rows in (steps(), steps(success_rate=None, weight_change=None), []):
-        assert figure_png(figure(rows, "1.5b"))[:8] == b"\x89PNG\r\n\x1a\n"
+        assert figure_png(draw(figure(rows, "1.5b")))[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_long_runs_are_thinned() -> None:

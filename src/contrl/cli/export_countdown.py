@@ -38,7 +38,7 @@ def command(options: argparse.Namespace) -> int:
     from contrl.continual.countdown_artefacts import Places, export
     from contrl.continual.records import write_atomic
     from contrl.report.countdown_figure import figure
-    from contrl.report.svg import figure_png
+    from contrl.report.svg import draw, figure_png
 
     output = Path(options.output_dir)
     metrics, logs, plots = (Path(getattr(options, f"{n}_dir") or output / n) for n in ("metrics", "logs", "plots"))
@@ -46,6 +46,6 @@ def command(options: argparse.Namespace) -> int:
     steps = export(Path(options.run), places, overwrite=options.overwrite, say=print)
     plots.mkdir(parents=True, exist_ok=True)
     plot = plots / f"training_metrics_{options.size}.png"
-    write_atomic(plot, figure_png(figure(steps, options.size)))
+    write_atomic(plot, figure_png(draw(figure(steps, options.size))))
     print(f"{len(steps)} steps: {places.consolidated}\nplot: {plot}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 from contrl.report.charts.frame import Chart, Table, finish, named, tips
 from contrl.report.colours import mark_of, text_on
@@ -25,16 +26,7 @@ def sequence_strip(stages: Sequence[StageFacts], tasks: Sequence[str]) -> Chart:
     import altair as alt
 
     unit = _unit(stages)
-    sizes = [max(getattr(stage, unit) or 0, 0) if unit else 1 for stage in stages]
-    total = max(1, sum(sizes))
-    ends = list(accumulate(sizes, initial=0))
-    rows = []
-    for stage, size, (start, end) in zip(stages, sizes, pairwise(ends), strict=True):
-        colour = mark_of(tasks.index(stage.tasks[0]) if stage.tasks[0] in tasks else 0).colour
-        label = f"{stage.stage} {stage.name}"
-        room = len(label) * LETTER / (size / total or 1)
-        known = (stage.stage, stage.name, stage.round, stage.tokens, stage.steps, stage.rows)
-        rows.append((*known, start, end, (start + end) / 2, label, room, colour, text_on(colour)))
+    rows, total = _bars(stages, tasks, unit)
     x = alt.X("start:Q", scale=alt.Scale(domain=[0, total], nice=False), axis=alt.Axis(
         title={"tokens": "trained tokens", "steps": "steps"}.get(unit, "stages"), format="~s", grid=False, tickCount=6,
     ))  # fmt: skip
@@ -87,6 +79,20 @@ def sequence_strip(stages: Sequence[StageFacts], tasks: Sequence[str]) -> Chart:
     )  # fmt: skip
 
 
+def _bars(stages: Sequence[StageFacts], tasks: Sequence[str], unit: str) -> tuple[list[tuple[Any, ...]], float]:
+    """One row a stage, from where to where it reaches; and where the last one ends."""
+    sizes = [max(getattr(stage, unit) or 0, 0) if unit else 1 for stage in stages]
+    total = max(1, sum(sizes))
+    rows: list[tuple[Any, ...]] = []
+    for stage, size, (start, end) in zip(stages, sizes, pairwise(accumulate(sizes, initial=0)), strict=True):
+        colour = mark_of(tasks.index(stage.tasks[0]) if stage.tasks[0] in tasks else 0).colour
+        label = f"{stage.stage} {stage.name}"
+        room = len(label) * LETTER / (size / total or 1)
+        known = (stage.stage, stage.name, stage.round, stage.tokens, stage.steps, stage.rows)
+        rows.append((*known, start, end, (start + end) / 2, label, room, colour, text_on(colour)))
+    return rows, total
+
+
 def _unit(stages: Sequence[StageFacts]) -> str:
     """What the widths stand for: tokens where every stage that trained knows them, else steps, else nothing."""
     for unit in ("tokens", "steps"):
@@ -95,7 +101,7 @@ def _unit(stages: Sequence[StageFacts]) -> str:
     return ""
 
 
-def _rounds(rows: Sequence[tuple[object, ...]]) -> Table:
+def _rounds(rows: Sequence[tuple[Any, ...]]) -> Table:
     numbers = list(dict.fromkeys(row[2] for row in rows))
     if len(numbers) < 2:
         return Table(("start", "end", "label"), ())
