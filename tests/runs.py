@@ -143,6 +143,12 @@ def runs(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     return Runs(world, tmp_path)
 
 
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no report.html, which takes longer than training them."""
+    monkeypatch.setattr("contrl.report.page.build", lambda folder: folder / "report.html")
+
+
 # --- what a run leaves ---------------------------------------------------------------------------------
 
 

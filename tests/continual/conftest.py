@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.runs import runs, world
+from tests.runs import no_page, runs, world
 
-__all__ = ["runs", "world"]
+__all__ = ["no_page", "runs", "world"]

@@ -24,6 +24,8 @@ from contrl.errors import EnvironmentFault, UserError
 from contrl.faults import Killed
 from tests.runs import AVERAGE, REPLAY, Runs, lora, remains
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 CASES: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft", "training": {"eval_strategy": "steps", "eval_steps": 2}},
     "dpo": {"method": {"name": "dpo", "loss_type": ["sigmoid", "aot"]}, "strategies": [REPLAY, AVERAGE]},

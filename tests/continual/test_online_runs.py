@@ -21,6 +21,8 @@ from contrl.errors import GuardStop, UserError
 from contrl.faults import Killed
 from tests.runs import AVERAGE, REPLAY, Runs, lora, metric, remains
 
+pytestmark = pytest.mark.usefixtures("no_page")
+
 WINDOW: dict[str, Any] = {"samples_per_prompt": 2, "max_new_tokens": 5, "num_epochs": 2, "num_minibatches": 2}
 
 CASES: dict[str, dict[str, Any]] = {

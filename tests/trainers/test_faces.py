@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import contrl
@@ -329,6 +330,32 @@ def test_a_given_reference_is_the_one_compared_with(
         assert trainer.ref_model is reference
     assert math.isclose(first[0], math.log(2), rel_tol=1e-6)
     assert abs(first[1] - math.log(2)) > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:precompute_ref_log_probs has no effect")
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_reference_is_the_model_in_memory_and_not_its_file(
+    adapter: bool, model_folder: str, tokenizer: Any, pairs: Rows
+) -> None:
+    """Two trainers in a row on one model that came from a folder: each starts at log 2, though the folder has other
+    weights by then; with the table precomputed or not. TRL reads the reference from the folder again, and of an
+    adapter fails at the second trainer."""
+    model: Any = AutoModelForCausalLM.from_pretrained(model_folder)
+    model = get_peft_model(model, copy.deepcopy(LORA)) if adapter else model
+    first = []
+    for number, precompute in enumerate((False, True, False)):
+        settings = {**QUICK, "precompute_ref_log_probs": precompute}
+        # Three steps of four rows see all of them, one does not: the reference is then a copy and not a table.
+        settings["max_steps"] = 1 if number == 2 else 3
+        trainer = DPOTrainer(
+            model, None, DPOConfig(output_dir=f"{number}", **settings), train_dataset=pairs, processing_class=tokenizer
+        )
+        trainer.train()
+        first.append(losses(trainer)[0])
+        assert trainer.model is model
+        assert not {"forward", "_original_forward"} & model.__dict__.keys()
+    assert first == pytest.approx([math.log(2)] * 3, abs=1e-6)
+    assert not adapter or list(model.peft_config) == ["default"]
 
 
 # --- adapters ------------------------------------------------------------------------------------------
