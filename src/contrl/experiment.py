@@ -40,6 +40,7 @@ METHODS = {
 }
 STRATEGIES = {
     "adapters": "contrl.strategies.adapters:Adapters",
+    "averaging": "contrl.strategies.averaging:Averaging",
     "copr": "contrl.strategies.copr:COPR",
     "cppo": "contrl.strategies.cppo:CPPO",
     "ewc": "contrl.strategies.ewc:EWC",

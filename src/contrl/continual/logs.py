@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import TrainerCallback
@@ -21,7 +22,11 @@ class MetricsLog(TrainerCallback):
         if "train_runtime" in (logs or {}):
             return  # Trainer's summary at the end of training, in its own units of rows and epochs
         values = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
-        place = {"stage": self.stage.index, "step": state.global_step, "task": "+".join(self.stage.tasks)}
+        self.write(state.global_step, values)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One record for each value."""
+        place = {"stage": self.stage.index, "step": step, "task": "+".join(self.stage.tasks)}
         records = [
             place | {"name": name, "value": float(value) if math.isfinite(value) else None}
             for name, value in values.items()

@@ -129,7 +129,7 @@ class Runner:
             self.strategy.before_task(context)
             self._train(stage, folder, context)
             reach("after_task")
-            self.strategy.after_task(context)
+            self._look_back(context)
             reach("looked_back")
             self._save_final(folder)
             self.folder.mark(stage.index, "after_task")
@@ -140,6 +140,15 @@ class Runner:
         self._prune(stage, folder)
         self.folder.mark(stage.index, "saved")
         self._barrier()
+
+    def _look_back(self, context: Context) -> None:
+        """The strategies measure, store and merge; what they report is logged with the stage's last step."""
+        told: dict[str, tuple[Any, Any]] = {}
+        context.report = told.update
+        self.strategy.after_task(context)
+        step = int((self.folder.noted(context.stage.index, "trained") or {}).get("steps", 0))
+        values = {name: float(total) / float(count) for name, (total, count) in told.items()}
+        MetricsLog(self.folder, context.stage).write(step, values)
 
     # --- training -------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from contrl.errors import UserError
+from contrl.models.trained import Tensors, trained
 
 
 @dataclass(frozen=True)
@@ -92,3 +93,43 @@ def combine(
         up = nn.functional.pad(up, (0, rank - len(kept)))
         down = nn.functional.pad(down, (0, 0, 0, rank - len(kept)))
     return down.to(dtype), up.to(dtype), lost
+
+
+def average(
+    model: nn.Module, parts: list[tuple[float, Tensors]], ranks: int = 1
+) -> tuple[dict[str, torch.Tensor], float]:
+    """A weighted sum of trained weights of one model; of LoRA layers the best factors for that of the products.
+
+    Args:
+        model: whose trained parameters they are.
+        parts: (share, values by the parameters' names); factors may be of another rank than the model's.
+        ranks: the sum's factors have so many times the rank of the model's at most.
+
+    Returns:
+        Values by name, in float32 at least, on the parameters' devices, and the largest relative error of a product.
+    """
+    parameters = trained(model.named_parameters())
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    values = [
+        (share, {name: _precise(tensors[name].to(p.device)) for name, p in parameters.items()})
+        for share, tensors in parts
+        if share > 0
+    ]
+    result: dict[str, torch.Tensor] = {}
+    error = 0.0
+    for layer in adapted_layers(model):
+        down, up, rank = names[id(layer.down)], names[id(layer.up)], ranks * len(layer.down)
+        pairs = [(share, tensors[down], tensors[up]) for share, tensors in values]
+        if len(pairs) == 1 and pairs[0][0] == 1 and len(pairs[0][1]) <= rank:
+            result[down], result[up] = pairs[0][1:]
+        else:
+            result[down], result[up], lost = combine(pairs, rank)
+            error = max(error, lost)
+    for name in parameters.keys() - result.keys():
+        result[name] = torch.stack([share * tensors[name] for share, tensors in values]).sum(0)
+    return result, error
+
+
+def _precise(tensor: torch.Tensor) -> torch.Tensor:
+    """At least float32: in half precision a slow moving average would stand still."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
