@@ -18,7 +18,7 @@ from contrl.engine.arguments import count_steps, default_pass, micro_batch, step
 from contrl.engine.rows import prepare_all
 from contrl.errors import ConfigErrors, UserError
 from contrl.experiment import build_method, build_strategy, build_tasks, find
-from contrl.interfaces import Context, OnlineMethod, Row, Stage, Strategy, Task, TaskSequence
+from contrl.interfaces import OnlineMethod, Row, Stage, Strategy, Task, TaskSequence
 from contrl.models.load import count_parameters
 from contrl.rollout.score import ScoreSettings
 
@@ -186,7 +186,7 @@ def load_of(plan: Plan, characters: float, strategy: Strategy | None = None) -> 
     """The work of a plan; ``characters`` of text make about one token, ``strategy`` may give stages other rows."""
     steps, rotations = [], []
     for stage in plan.sequence.stages:
-        rows = num_rows(plan, stage, strategy or Strategy())
+        rows = plan.num_rows(stage, strategy or Strategy())
         training, method = plan.training_for(stage), plan.method_for(stage)
         steps.append(count_steps(training, rows, plan.prompts_per_step, method))
         per_epoch = steps_per_epoch(rows, plan.prompts_per_step, method)
@@ -203,14 +203,6 @@ def load_of(plan: Plan, characters: float, strategy: Strategy | None = None) -> 
         num_evaluations=(len(steps) + plan.at_start) if plan.evaluates else 0,
         max_new_tokens=plan.max_new_tokens,
     )
-
-
-def num_rows(plan: Plan, stage: Stage, strategy: Strategy) -> int:
-    """Rows that a stage trains on, before there is a model."""
-    nothing: Any = None
-    context = Context(nothing, nothing, plan.method_for(stage), plan.sequence, stage, plan.seed)
-    tasks = [plan.sequence.task(name) for name in stage.tasks]
-    return len(strategy.rows(context, [(task, row) for task in tasks for row in task.train]))
 
 
 def _mean_length(rows: Sequence[Row], columns: Sequence[str]) -> float:

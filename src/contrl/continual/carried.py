@@ -12,12 +12,12 @@ from contrl.continual.run_folder import RunFolder
 from contrl.engine.arguments import count_steps
 from contrl.engine.carrying import Carried
 from contrl.engine.checkpoint import load_state, newest_checkpoint, save_state
-from contrl.interfaces import Stage
+from contrl.interfaces import Stage, Strategy
 
 OPTIMIZER = "optimizer"
 
 
-def carried_into(stage: Stage, num_steps: int, plan: Plan, folder: RunFolder) -> Carried:
+def carried_into(stage: Stage, num_steps: int, plan: Plan, folder: RunFolder, strategy: Strategy) -> Carried:
     """What the stage of ``num_steps`` steps begins with.
 
     Args:
@@ -25,6 +25,7 @@ def carried_into(stage: Stage, num_steps: int, plan: Plan, folder: RunFolder) ->
         num_steps: its optimizer steps.
         plan: of the run.
         folder: where earlier stages left their optimizers and noted their steps.
+        strategy: may give later stages other rows.
     """
     between, stages = plan.between_tasks, plan.sequence.stages
     optimizer = None
@@ -34,13 +35,13 @@ def carried_into(stage: Stage, num_steps: int, plan: Plan, folder: RunFolder) ->
     schedule = None
     if between.schedule == "continue":
         before = [int((folder.noted(s.index, "trained") or {}).get("steps", 0)) for s in stages[: stage.index - 1]]
-        after = [_planned_steps(later, plan) for later in stages[stage.index :]]
+        after = [_planned_steps(later, plan, strategy) for later in stages[stage.index :]]
         schedule = (sum(before), sum(before) + num_steps + sum(after))
     return Carried(optimizer, schedule)
 
 
-def _planned_steps(stage: Stage, plan: Plan) -> int:
-    rows = sum(len(plan.sequence.task(name).train) for name in stage.tasks)
+def _planned_steps(stage: Stage, plan: Plan, strategy: Strategy) -> int:
+    rows = plan.num_rows(stage, strategy)
     return count_steps(plan.training_for(stage), rows, plan.prompts_per_step, plan.method_for(stage))
 
 

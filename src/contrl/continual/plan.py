@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from contrl.config import BetweenTasksConfig
-from contrl.interfaces import Method, Stage, Task, TaskSequence
+from contrl.interfaces import Context, Method, Stage, Strategy, Task, TaskSequence
 from contrl.rollout.score import ScoreSettings
 
 
@@ -50,6 +50,13 @@ class Plan:
     log_samples_every: int = 0
     scoring: ScoreSettings = field(default_factory=ScoreSettings)
     between_tasks: BetweenTasksConfig = field(default_factory=BetweenTasksConfig)
+
+    def num_rows(self, stage: Stage, strategy: Strategy) -> int:
+        """Rows that a stage trains on, before there is a model."""
+        nothing: Any = None
+        context = Context(nothing, nothing, self.method_for(stage), self.sequence, stage, self.seed)
+        tasks = [self.sequence.task(name) for name in stage.tasks]
+        return len(strategy.rows(context, [(task, row) for task in tasks for row in task.train]))
 
     def judge_for(self, task: Task) -> Method:
         """The method that judges a task teacher-forced: that of the first stage it is learnt in, if it is."""

@@ -184,7 +184,7 @@ class Runner:
         if evaluates or (held_out and self.holds_out):
             engine.work.eval_groups += self._prepared(held_out, method, seed)
         if len(self.plan.sequence.stages) > 1:
-            engine.carried = carried_into(stage, num_steps, self.plan, self.folder)
+            engine.carried = carried_into(stage, num_steps, self.plan, self.folder, self.strategy)
         self.engine = engine
         return engine, num_steps, rotation
 

@@ -6,7 +6,7 @@ between them, so their own averages mean nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,7 @@ def combine(
 
 
 def average(
-    model: nn.Module, parts: list[tuple[float, Tensors]], ranks: int = 1
+    model: nn.Module, parts: Sequence[tuple[float, Tensors]], ranks: int = 1
 ) -> tuple[dict[str, torch.Tensor], float]:
     """A weighted sum of trained weights of one model; of LoRA layers the best factors for that of the products.
 
