@@ -7,6 +7,7 @@ before the configuration has passed every check that needs no model.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shutil
 from collections.abc import Callable, Sequence
@@ -83,7 +84,8 @@ def start(resolved: Resolved, options: Options) -> Path:
             sequence = build_sequence(resolved, say)
             check_pairs(config, sequence.tasks)
             plan = build_plan(config, sequence, ranks.world_size)
-            sequence = usable(sequence, plan, load_tokenizer(config.model), say)
+            facts: dict[str, Any] = {}
+            sequence = usable(sequence, plan, load_tokenizer(config.model), say, facts)
             plan = replace(plan, sequence=sequence, card=describe_model(config, sequence, options.command))
             _announce(resolved, plan, options, ranks, say)
             if options.dry_run:
@@ -92,7 +94,8 @@ def start(resolved: Resolved, options: Options) -> Path:
                 _refuse_changed_rows(folder, sequence)
             trackers = _trackers(resolved, folder, say)
             if ranks.rank == 0:
-                _open(folder, resolved, describe_run(resolved, sequence, options.command, ranks.world_size), found)
+                manifest = describe_run(resolved, sequence, options.command, ranks.world_size)
+                _open(folder, resolved, manifest | {"data_facts": facts}, found)
             ranks.barrier()
             try:
                 _train(config, plan, folder, ranks, _progress(plan, options, say, stop, trackers))
@@ -220,19 +223,27 @@ def _train(config: RunConfig, plan: Plan, folder: RunFolder, ranks: Ranks, progr
             fix=f"free some space, then: contrl resume {folder.path}",
         ) from error
     finally:
-        _tell_judges(plan, progress.say)
+        told = _tell_judges(plan, progress.say)
+        if told:
+            with contextlib.suppress(OSError):  # a full disk is told as such, and not by this
+                folder.amend_manifest(judges=told)
     ranks.barrier()
 
 
-def _tell_judges(plan: Plan, say: Callable[[str], None]) -> None:
-    """What asking others for scores came to: calls, answers from the cache, scores that could not be had."""
-    told: set[int] = set()
+def _tell_judges(plan: Plan, say: Callable[[str], None]) -> dict[str, str]:
+    """What asking others for scores came to: calls, answers from the cache, scores that could not be had.
+
+    Returns:
+        The same by the name of the reward, of this start of the run.
+    """
+    told: dict[int, tuple[str, str]] = {}
     for reward in (task.reward for task in plan.sequence.tasks if task.reward is not None):
         for function in as_rewards(reward):
             stats = getattr(function.call, "stats", None)
             if stats is not None and id(stats) not in told:
-                told.add(id(stats))
+                told[id(stats)] = function.name, str(stats)
                 say(f"{function.name}: {stats}")
+    return dict(told.values())
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

@@ -12,13 +12,14 @@ from contrl.continual import carried
 from contrl.continual.estimate import Load, Size, describe, disk_bytes, require_disk
 from contrl.continual.plan import Plan
 from contrl.continual.rotation import Rotation
+from contrl.continual.row_facts import describe_rows
 from contrl.data.token_cache import cache_folder
 from contrl.data.tokens import prepare_rows
 from contrl.engine.arguments import count_steps, default_pass, micro_batch, steps_per_epoch
 from contrl.engine.rows import prepare_all
 from contrl.errors import ConfigErrors, UserError
 from contrl.experiment import build_method, build_strategy, build_tasks, find
-from contrl.interfaces import OnlineMethod, Row, Stage, Strategy, Task, TaskSequence
+from contrl.interfaces import Group, OnlineMethod, Row, Stage, Strategy, Task, TaskSequence
 from contrl.models.load import count_parameters
 from contrl.rollout.score import ScoreSettings
 
@@ -112,8 +113,19 @@ def describe_model(config: RunConfig, sequence: TaskSequence, command: Sequence[
     }
 
 
-def usable(sequence: TaskSequence, plan: Plan, tokenizer: Any, say: Callable[[str], None]) -> TaskSequence:
+def usable(
+    sequence: TaskSequence,
+    plan: Plan,
+    tokenizer: Any,
+    say: Callable[[str], None],
+    facts: dict[str, Any] | None = None,
+) -> TaskSequence:
     """The sequence without the rows that cannot be used: found, counted and told before a model is loaded.
+
+    Args:
+        sequence, plan, tokenizer: of the run.
+        say: told in one line what a person should know.
+        facts: gets what ``describe_rows`` tells of each task, by name.
 
     Raises:
         UserError: when they are more than ``plan.max_bad_rows``, or no prompt is short enough.
@@ -123,27 +135,34 @@ def usable(sequence: TaskSequence, plan: Plan, tokenizer: Any, say: Callable[[st
         method = plan.judge_for(task)
         # Completions are judged on their prompts; teacher-forced scores need the whole row.
         forced = task.metric is not None and task.metric.score is None and not isinstance(method, OnlineMethod)
-        train = _kept(task, task.train, plan, tokenizer, say)
-        held_out = _kept(task, task.eval, plan, tokenizer, say) if forced else task.eval
+        train, groups = _kept(task, task.train, plan, tokenizer, say)
+        held_out = _kept(task, task.eval, plan, tokenizer, say)[0] if forced else task.eval
         if (limit := plan.max_prompt_tokens) is not None and isinstance(method, OnlineMethod):
             had_rows = bool(train)
             train = _short(task, train, limit, plan, tokenizer, say)
             held_out = _short(task, held_out, limit, plan, tokenizer, lambda text: None)
             if had_rows and not train:
                 raise UserError(f"task {task.name} has no prompt of at most {limit} tokens")
+        if facts is not None:
+            known = {str(row["id"]) for row in train}
+            used = [group for group in groups if group.row_id in known]
+            facts[task.name] = describe_rows(used, task.train, held_out)
         tasks.append(replace(task, train=train, eval=held_out))
     return replace(sequence, tasks=tuple(tasks))
 
 
-def _kept(task: Task, rows: Sequence[Row], plan: Plan, tokenizer: Any, say: Callable[[str], None]) -> Sequence[Row]:
+def _kept(
+    task: Task, rows: Sequence[Row], plan: Plan, tokenizer: Any, say: Callable[[str], None]
+) -> tuple[Sequence[Row], list[Group]]:
+    """The rows that can be used, as they are and prepared."""
     if not rows:
-        return rows
+        return rows, []
     method = plan.judge_for(task)
     groups = prepare_all([(task, row) for row in rows], method, tokenizer, say, max_bad_rows=plan.max_bad_rows)
     if len(groups) == len(rows):
-        return rows
+        return rows, groups
     known = {group.row_id for group in groups}
-    return [row for row in rows if str(row["id"]) in known]
+    return [row for row in rows if str(row["id"]) in known], groups
 
 
 def _short(

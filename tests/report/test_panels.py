@@ -28,7 +28,7 @@ def test_pairs_show_the_margin_first_and_both_log_probabilities_together():
     names = ["loss", "eval_loss", "rewards/margins", "logps/chosen", "logps/rejected", "rewards/accuracies"]
     assert shown("dpo", *names) == {
         "margin": ["rewards/margins"],
-        "logps": ["logps/chosen", "logps/rejected"],
+        "logps": ["chosen", "rejected"],
         "accuracy": ["rewards/accuracies"],
         "supervised_loss": ["loss", "loss, held out"],
     }

@@ -63,9 +63,18 @@ def test_weight_changes_are_summed_over_a_group_and_relative(tmp_path):
     for name, norm, moved in tensors:
         change = {"from_start": moved, "from_base": moved}
         log(tmp_path, "weights.jsonl", {"stage": 1, "tensor": name, "norm": norm, **change})
+    adapter = {"stage": 1, "tensor": "model.layers.10.q.lora_A", "norm": 1.0, "from_start": 9.0, "kind": "adapter"}
+    log(tmp_path, "weights.jsonl", adapter)
     layer, head = read_weight_changes(tmp_path)
     assert (layer.group, layer.from_start, layer.from_base) == ("layer 10", pytest.approx(0.2), pytest.approx(0.2))
     assert (head.group, head.from_start) == ("head", None)
+
+
+def test_weight_changes_are_relative_to_where_they_began(tmp_path):
+    change = {"from_start": 1.0, "start_norm": 2.0, "from_base": 1.0, "base_norm": 4.0}
+    log(tmp_path, "weights.jsonl", {"stage": 1, "tensor": "h.0.w", "norm": 9.0, **change})
+    (layer,) = read_weight_changes(tmp_path)
+    assert (layer.from_start, layer.from_base) == (0.5, 0.25)
 
 
 @pytest.mark.parametrize(

@@ -54,20 +54,23 @@ def read_divergence(folder: Path) -> list[Divergence]:
 def read_weight_changes(folder: Path) -> list[WeightChange]:
     """Relative change by layer and stage: sqrt(sum of squared changes / sum of squared norms) over a group's tensors.
 
+    The norms are those of the weights it is a change of; of older runs, which lack them, those after the stage.
+
     Raises:
         UserError: on a damaged log.
     """
     sums: dict[tuple[int, str], dict[str, list[float]]] = {}
     for record in read_records(folder / "weights.jsonl", key=("stage", "tensor", "norm")):
-        norm = finite(record["norm"])
-        if not isinstance(record["stage"], int) or norm is None:
+        # Of an adapter what it does to the weights under it counts; its own tensors are told besides.
+        if not isinstance(record["stage"], int) or record.get("kind") == "adapter":
             continue
         group = sums.setdefault((record["stage"], layer_of(str(record["tensor"]))), {})
-        for name in ("from_start", "from_base"):
-            if (change := finite(record.get(name))) is not None:
+        for name, norm in (("from_start", "start_norm"), ("from_base", "base_norm")):
+            change, size = finite(record.get(name)), finite(record.get(norm, record["norm"]))
+            if change is not None and size is not None:
                 pair = group.setdefault(name, [0.0, 0.0])
                 pair[0] += change**2
-                pair[1] += norm**2
+                pair[1] += size**2
     found = [
         WeightChange(stage, group, _share(parts.get("from_start")), _share(parts.get("from_base")))
         for (stage, group), parts in sums.items()

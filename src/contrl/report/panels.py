@@ -7,7 +7,7 @@ loss of an online method comes last, because near zero is normal there. What no 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -182,8 +182,12 @@ def _series(kind: Kind, left: dict[str, Curve]) -> tuple[Series, ...]:
         for name in sorted(left)
         if re.fullmatch(prefix + pattern, name)
     ]
-    return tuple(Series(_label(name), left.pop(name)) for name in dict.fromkeys(names))
+    return tuple(Series(_label(name, names), left.pop(name)) for name in dict.fromkeys(names))
 
 
-def _label(name: str) -> str:
-    return f"{name.removeprefix(HELD_OUT)}, held out" if name.startswith(HELD_OUT) else name
+def _label(name: str, names: Sequence[str]) -> str:
+    """The name without the folder that all names of the panel share; "held out" in words."""
+    short = name.removeprefix(HELD_OUT)
+    if len(names) > 1 and len({other.removeprefix(HELD_OUT).rpartition("/")[0] for other in names}) == 1:
+        short = short.rpartition("/")[2]
+    return f"{short}, held out" if name.startswith(HELD_OUT) else short

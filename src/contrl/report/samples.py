@@ -17,6 +17,8 @@ ANSWERS = 900
 """Answers on a page, all tasks and stages together: more stages show fewer items."""
 MAX_TASKS = 8
 MAX_CHARACTERS = 400
+CUT = "clipped"
+"""Column with the share of an item's answers that were cut at the length limit."""
 
 KINDS = {
     "lost": "right when its task was last trained, wrong at the end",
@@ -161,13 +163,13 @@ def _samples(results: Results, column: int, rows: Sequence[int], kinds: Mapping[
         return ()
     answers: dict[str, list[Answer]] = {key: [] for key in kinds}
     prompts: dict[str, str] = {}
-    wanted = ["id", "correct", "completion", "prompt", "ended"]
+    wanted = ["id", "correct", "completion", "prompt", CUT]
     for row in rows:
         for item in _read(eval_file(results.folder, row, results.tasks[column]), wanted, list(kinds)):
             key, text = str(item["id"]), cut(item["completion"])
             is_same = bool(answers[key]) and answers[key][-1].completion == text
-            ended = item.get("ended")
-            is_cut = None if ended is None else not ended
+            share = item.get(CUT)
+            is_cut = share > 0 if isinstance(share, int | float) else None
             answers[key].append(Answer(row, results.rows[row], bool(item["correct"]), text, is_cut, is_same))
             prompts[key] = cut(item["prompt"])
     return tuple(
@@ -185,7 +187,7 @@ def _correct(results: Results, row: int, task: str) -> dict[str, bool]:
 def _read(path: Path, columns: list[str], ids: Sequence[str] | None = None) -> list[dict[str, object]]:
     """Rows of an item file; none when it is missing, damaged or lacks a column (``results.notes`` says so).
 
-    The column "ended" may be missing: older runs do not have it.
+    The column ``CUT`` may be missing: older runs do not have it.
     """
     if not path.is_file():
         return []
@@ -194,7 +196,7 @@ def _read(path: Path, columns: list[str], ids: Sequence[str] | None = None) -> l
     try:
         filters = None if ids is None else [("id", "in", list(ids))]
         known = set(parquet.read_schema(path).names)
-        wanted = [name for name in columns if name in known or name != "ended"]
+        wanted = [name for name in columns if name in known or name != CUT]
         return parquet.read_table(path, columns=wanted, filters=filters).to_pylist()
     except (OSError, ValueError, LookupError):
         return []

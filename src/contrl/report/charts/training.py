@@ -29,7 +29,7 @@ def training_panel(training: Training, panel: Panel) -> Chart:
     domain = span([*(row[4] for row in points), *panel.lines.values()])
     labels = [series.label for series in panel.series]
     marks = [mark_of(index) for index in range(len(labels))]
-    legend = alt.Legend() if len(labels) > 1 else None
+    legend = alt.Legend(columns=2 if len(labels) > 3 else 0) if len(labels) > 1 else None
     end = max(1, training.total)
     x = alt.X("step:Q", scale=alt.Scale(domain=[0, end], nice=False), axis=alt.Axis(title="step", grid=False))
     y = alt.Y(
