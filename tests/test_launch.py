@@ -7,12 +7,13 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
 
-from contrl import faults
+from contrl import faults, launch
 from contrl.config import load
 from contrl.errors import EnvironmentFault, UserError
 from contrl.experiment import find
@@ -256,3 +257,20 @@ def test_an_interrupted_run_needs_only_the_rest_of_its_disk(runs: Runs, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_250_000))
     run = runs()
     assert remains(run)["scores"]
+
+
+def test_what_judges_came_to_is_told_once_and_kept() -> None:
+    """Two tasks with one judge: one line, and one entry for run.json. A rule has nothing to tell."""
+
+    def judge(**columns: Any) -> list[float]:
+        return []
+
+    def rule(**columns: Any) -> list[float]:
+        return []
+
+    judge.stats = "7 calls, 3 of them from the cache"  # type: ignore[attr-defined]
+    tasks = [SimpleNamespace(reward=reward) for reward in (judge, judge, rule, None)]
+    said: list[str] = []
+    plan: Any = SimpleNamespace(sequence=SimpleNamespace(tasks=tasks))
+    assert launch._tell_judges(plan, said.append) == {"judge": "7 calls, 3 of them from the cache"}
+    assert said == ["judge: 7 calls, 3 of them from the cache"]

@@ -190,12 +190,17 @@ def test_another_configuration_is_exit_2_unless_overwritten(runs: Runs, capsys: 
     assert json.loads((runs.folder / "run" / "run.json").read_text(encoding="utf-8"))["seed"] == 1
 
 
-def test_the_manifest_holds_the_command(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manifest_holds_the_command_and_facts_of_the_rows(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     file = str(write_config(runs.folder / "my.yaml", runs.config(method="sft", training={"max_steps": 1})))
     monkeypatch.setattr("sys.argv", ["somewhere/contrl", "run", file, "rounds=1"])
     assert main(["run", file, "rounds=1"]) == 0
-    command = json.loads((runs.folder / "run" / "run.json").read_text(encoding="utf-8"))["command"]
-    assert command == ["contrl", "run", file, "rounds=1"]
+    manifest = json.loads((runs.folder / "run" / "run.json").read_text(encoding="utf-8"))
+    assert manifest["command"] == ["contrl", "run", file, "rounds=1"]
+    sums = manifest["data_facts"]["sums"]
+    assert {name: sums[name] for name in ("cut", "left_out", "repeated", "shared")} == {
+        "cut": 0, "left_out": 0, "repeated": 0, "shared": 0,
+    }  # fmt: skip
+    assert sums["tokens"]["completion"]["most"] >= sums["tokens"]["completion"]["least"] >= 2  # a digit and its end
 
 
 def test_resume_finishes_what_is_left(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:

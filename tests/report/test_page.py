@@ -57,6 +57,7 @@ def test_toggles_name_the_layers_of_the_cells(built):
     assert views == ["absolute", "just-learned", "start"]
     assert {layer for _, _, layer in parsed.cells} == set(views)
     assert dict(parsed.tags)["table"] is not None
+    assert ".controls { display: none;" in parsed.style  # until the script says that it is there
     assert next(a["data-shows"] for _, a in parsed.tags if a.get("id") == "matrix-table") == "absolute"
 
 

@@ -15,13 +15,18 @@ def shown(method: str, *names: str) -> dict[str, list[str]]:
 
 
 def test_reward_and_verifier_share_an_axis_and_the_policy_loss_comes_last():
-    names = ["loss", "reward", "verifier/success", "rewards/f/mean", "rewards/f/std", "kl", "seconds/reward", "strange"]
+    names = ["loss", "reward", "verifier/success", "rewards/f/mean", "rewards/g/mean", "rewards/f/std", "kl", "strange"]
     found = panels(training(*names), {"method": "grpo"}, {})
-    assert [panel.id for panel in found] == ["reward", "reward_functions", "kl", "curve-3", "policy_loss"]
+    assert [panel.id for panel in found] == ["reward", "reward_functions", "kl", "curve-2", "policy_loss"]
     assert [series.label for series in found[0].series] == ["reward", "verifier/success"]
     assert found[3].title == "strange"
     assert found[-1].note == LOSS_NOTE
     assert [panel.folded for panel in found] == [False, False, False, True, True]
+    alone = panels(training("reward", "rewards/f/mean"), {"method": "grpo"}, {})
+    assert [(panel.title, panel.folded) for panel in alone] == [
+        ("Reward and verifier", False),
+        ("rewards/f/mean", True),
+    ]
 
 
 def test_pairs_show_the_margin_first_and_both_log_probabilities_together():

@@ -52,7 +52,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Kind:
-    """A panel to be: patterns of names (each a whole match), in the order of their series."""
+    """A panel to be: patterns of names (each a whole match), in the order of their series, and how many it takes."""
 
     id: str
     title: str
@@ -60,6 +60,7 @@ class Kind:
     note: str = ""
     healthy: Bounds | None = None
     folded: bool = False
+    least: int = 1
 
 
 KINDS = (
@@ -101,7 +102,8 @@ KINDS = (
         "reward_spread", "Spread of rewards within a prompt", ("reward_std",),
         "At 0 there is nothing left to compare.",
     ),
-    Kind("reward_functions", "Each reward function", (r"rewards/.+/mean",), "Raw means, before weights."),
+    # Of a single function it is the reward over again.
+    Kind("reward_functions", "Each reward function", (r"rewards/.+/mean",), "Raw means, before weights.", least=2),
     Kind(
         "kl", "KL to the reference", ("kl",),
         "Nats per completion. A few are healthy; steady growth with a flat reward is drift.",
@@ -182,6 +184,8 @@ def _series(kind: Kind, left: dict[str, Curve]) -> tuple[Series, ...]:
         for name in sorted(left)
         if re.fullmatch(prefix + pattern, name)
     ]
+    if len(names) < kind.least:
+        return ()
     return tuple(Series(_label(name, names), left.pop(name)) for name in dict.fromkeys(names))
 
 
