@@ -5,14 +5,25 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from contrl import faults
+from contrl.compatibility import check_strategies
+from contrl.config import load
 from contrl.errors import UserError
-from contrl.interfaces import Context, Stage, Task
+from contrl.experiment import build_tasks, find
+from contrl.faults import Killed
+from contrl.interfaces import Completion, Context, Group, Setting, Stage, Task, TaskSequence
+from contrl.methods.rloo import RLOO
 from contrl.methods.sft import SFT
 from contrl.strategies.replay import Replay
+from tests import runs as small
+from tests.runs import DIARY, Runs, remains
+
+world, runs = small.world, small.runs
 
 At = Callable[..., Context]
 
@@ -216,7 +227,190 @@ def test_an_empty_state_is_an_empty_memory(at: At) -> None:
     assert replay.draw(at(3), 32) == []
 
 
-@pytest.mark.parametrize("fields", [{"share": -0.1}, {"buffer_size": 0}])
+@pytest.mark.parametrize(
+    "fields", [{"share": -0.1}, {"buffer_size": 0}, {"buffer": "reservoir"}, {"num_answers": 0, "answers": "own"}]
+)
 def test_impossible_fields_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(fields))):
         Replay(**fields)
+
+
+# --- reservoir ----------------------------------------------------------------------------------------------------
+
+
+def kept(replay: Replay) -> dict[str, int]:
+    return {name: len(ids) for name, ids in replay.memory.items()}
+
+
+def test_a_reservoir_holds_its_size_over_all_tasks_seen(at: At) -> None:
+    replay = Replay(buffer="reservoir", buffer_size=30)
+    seen: set[tuple[str, str]] = set()
+    for stage in range(1, 5):
+        replay.after_task(at(stage))
+        entries = {(name, row_id) for name, ids in replay.memory.items() for row_id in ids}
+        assert len(entries) == sum(kept(replay).values()) == 30
+        assert all(row_id.startswith("train") for _, row_id in entries)
+        # What was pushed out never comes back: only the new task brings rows.
+        new = {entry for entry in entries if entry[0] == at(stage).stage.tasks[0]}
+        assert entries - new <= seen or stage == 1
+        seen = entries
+
+
+def test_each_row_seen_is_kept_with_probability_size_over_seen(at: At) -> None:
+    """12 of 120 rows of three tasks over 400 seeds: each row 40 times, sigma 6; each task 4 of its rows on average."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for seed in range(400):
+        replay = after_stages(at, 3, seed, buffer="reservoir", buffer_size=12)
+        counts.update((name, row_id) for name, ids in replay.memory.items() for row_id in ids)
+    assert len(counts) == 120
+    assert min(counts.values()) > 15
+    assert max(counts.values()) < 65
+    per_task = Counter({name: sum(n for (task, _), n in counts.items() if task == name) for name in "abc"})
+    assert all(abs(number - 1600) < 150 for number in per_task.values())
+
+
+def test_a_task_that_comes_back_brings_no_new_rows_to_a_reservoir(at: At) -> None:
+    first = after_stages(at, 4, buffer="reservoir", buffer_size=20).memory
+    assert after_stages(at, 5, buffer="reservoir", buffer_size=20).memory == first
+
+
+def test_draws_from_a_reservoir_are_uniform_over_it_without_the_stages_own_task(at: At) -> None:
+    """Each of about 20 rows is drawn equally often, whatever its task has in the buffer: 8 of n rows in 300 draws."""
+    replay = after_stages(at, 3, buffer="reservoir", buffer_size=24)
+    counts = Counter(entry for step in range(300) for entry in names(replay.draw(at(5, step), 16)))
+    earlier = {(name, row_id) for name in ("b", "c") for row_id in replay.memory[name]}
+    assert set(counts) == earlier
+    mean = 300 * 8 / len(earlier)
+    assert all(abs(count - mean) < 0.4 * mean for count in counts.values())
+
+
+def test_a_reservoir_survives_json(at: At) -> None:
+    replay = after_stages(at, 3, buffer="reservoir", buffer_size=9)
+    restored = Replay(buffer="reservoir", buffer_size=9)
+    restored.load_state_dict(json.loads(json.dumps(replay.state_dict())))
+    for each in (replay, restored):
+        each.after_task(at(4))
+    assert restored.memory == replay.memory
+    assert names(restored.draw(at(5), 16)) == names(replay.draw(at(5), 16))
+
+
+# --- own answers --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The policy answers with the prompt's last letters, every fourth time without an end; what is asked."""
+    asked: list[list[str]] = []
+
+    def answered(ctx: Context, rows: Any, key: Any, limit: int | None, temperature: float) -> Any:
+        asked.append([f"{task.name}/{row['id']}" for task, row in rows])
+        return [
+            (
+                Group(row["id"], task.name, [1], [Completion([1], ended=i % 4 > 0)]),
+                row | {"completion": row["prompt"][1:]},
+            )
+            for i, (task, row) in enumerate(rows)
+        ]
+
+    monkeypatch.setattr("contrl.strategies.replay.answered", answered)
+    return asked
+
+
+def test_own_answers_to_prompts_in_memory_are_replayed_and_only_those(at: At, answers: list[list[str]]) -> None:
+    """16 of 2 x 10 prompts in memory are asked; the 12 answers that end are what the stage replays."""
+    replay = after_stages(at, 2, buffer_size=10, answers="own", num_answers=16)
+    replay.before_task(at(3, method=SFT()))
+    assert len(answers[0]) == len(set(answers[0])) == 16
+    assert set(answers[0]) <= {f"{name}/{row_id}" for name, ids in replay.memory.items() for row_id in ids}
+    told: list[Any] = []
+    drawn = []
+    for step in range(40):
+        ctx = at(3, step, method=SFT())
+        ctx.report = told.append
+        drawn += replay.draw(ctx, 8)
+    assert len(drawn) == 160
+    assert all(row["completion"] == row["prompt"][1:] for _, row in drawn)
+    ended = [entry for i, entry in enumerate(answers[0]) if i % 4 > 0]
+    assert {f"{task.name}/{row['id']}" for task, row in drawn} == set(ended)
+    assert told[0] == {"replay/own_answers": (12, 1.0)}
+
+
+def test_a_restart_in_the_stage_asks_and_draws_the_same(at: At, answers: list[list[str]]) -> None:
+    """As the runner does it: state, before_task, then the checkpoint's state."""
+    replay = after_stages(at, 2, answers="own", num_answers=16)
+    replay.before_task(at(3, method=SFT()))
+    restored = Replay(answers="own", num_answers=16)
+    restored.load_state_dict(json.loads(json.dumps(replay.state_dict())))
+    restored.before_task(at(3, method=SFT()))
+    restored.load_state_dict(replay.state_dict())
+    assert answers[0] == answers[1]
+    ctx = at(3, 7, method=SFT())
+    assert restored.draw(ctx, 16) == replay.draw(ctx, 16)
+
+
+def test_methods_that_sample_roll_old_prompts_out_in_any_case(at: At, answers: list[list[str]]) -> None:
+    own, stored = (after_stages(at, 2, answers=answers_) for answers_ in ("own", "stored"))
+    own.before_task(at(3))
+    assert names(own.draw(at(3, 4), 32)) == names(stored.draw(at(3, 4), 32))
+    assert answers == []
+
+
+def test_nothing_is_asked_where_nothing_is_replayed(at: At, answers: list[list[str]]) -> None:
+    Replay(answers="own").before_task(at(1, method=SFT()))
+    after_stages(at, 2, answers="own", share=0).before_task(at(3, method=SFT()))
+    assert answers == []
+
+
+def test_rows_that_ask_nothing_are_refused_before_the_first_stage(at: At) -> None:
+    ctx = at(1, method=SFT())
+    task = Task("texts", [{"id": "7", "text": "once upon a time"}])
+    ctx.sequence = TaskSequence.in_order([*ctx.sequence.tasks, task])
+    with pytest.raises(UserError, match="row 7 of task texts has no prompt"):
+        Replay(answers="own").before_task(ctx)
+
+
+def test_answers_that_never_end_stop_the_run(at: At, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("contrl.strategies.replay.answered", lambda *given: [])
+    replay = after_stages(at, 1, answers="own")
+    with pytest.raises(UserError, match="none of 40 own answers to prompts of a can be replayed") as caught:
+        replay.before_task(at(2, method=SFT()))
+    assert "raise max_new_tokens" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("name", ["dpo", "cpo", "orpo", "kto", "reward"])
+def test_own_answers_are_refused_to_methods_that_learn_from_judged_ones(name: str) -> None:
+    method = find("method", name)()
+    with pytest.raises(UserError, match="replay does not go with this run") as caught:
+        check_strategies([Replay(answers="own")], Setting(method))
+    assert "answers: stored, or kl with on: old" in str(caught.value.fix)
+    check_strategies([Replay()], Setting(method))
+
+
+@pytest.mark.parametrize("method", [SFT(), RLOO()])
+def test_they_are_not_refused_to_others(method: Any) -> None:
+    check_strategies([Replay(answers="own", buffer="reservoir", buffer_size=3)], Setting(method))
+
+
+@pytest.mark.slow
+def test_a_run_with_own_answers_survives_kills_and_trains_all_current_rows(runs: Runs) -> None:
+    """Killed in mid-stage and after the strategies looked back; current rows as in naive training, no held-out row."""
+    fields = {"share": 0.5, "answers": "own", "num_answers": 6, "buffer": "reservoir", "buffer_size": 7}
+    fields |= {"max_new_tokens": 50}
+    changes: dict[str, Any] = {
+        "method": "sft",
+        "training": {"learning_rate": 1e-2},
+        "strategies": [{"name": "replay", **fields}, DIARY],
+    }
+    whole = remains(runs("whole", **changes))
+    lines = [json.loads(line) for line in Path("diary.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if line["event"] == "step"]
+    assert [len(line["current"]) for line in steps] == [4] * 8
+    assert [len(line["replayed"]) for line in steps] == [0] * 4 + [2] * 4
+    replayed = {row for line in steps for row in line["replayed"]}
+    sums = build_tasks(load(runs.config(), resolve=find).config)[0]
+    assert replayed <= {f"sums/{row['id']}" for row in sums.train}
+    for point, visit in (("training", 7), ("looked_back", 1)):
+        faults.arm(point, visit)
+        with pytest.raises(Killed):
+            runs("run", **changes)
+    assert remains(runs("run", **changes)) == whole

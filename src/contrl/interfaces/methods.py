@@ -28,6 +28,7 @@ class Method:
         judged_by: the name in ``judge``'s answer by which tasks without metric or reward are judged.
         judges_change: ``judge`` finds the log-probabilities that the run started with as ``batch.reference_logps``.
         temperature: the logits are divided by it before the log-softmax.
+        imitates: whether a row is an answer to imitate, so that any answer can be trained, the policy's own too.
         pairs: whether a group's two completions are a chosen and a rejected one.
         reference: origin of the reference, for methods that need one: base, previous or ema.
         sync_every, sync_share: every so many optimizer steps the reference moves by this share towards the policy; 0
@@ -39,6 +40,7 @@ class Method:
     couples: ClassVar[Literal["group", "step"]] = "group"
     judged_by: ClassVar[str] = "logp"
     judges_change: ClassVar[bool] = False
+    imitates: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
     packing: bool = False
     temperature: float = 1.0

@@ -38,6 +38,7 @@ class SFT(Method):
     """
 
     dropout: ClassVar[bool] = True
+    imitates: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "entropy", "correct"})
 
     loss_type: LossType = "nll"

@@ -41,6 +41,21 @@ def choose_rows(
     return chosen
 
 
+def require_prompts(tasks: Sequence[Task]) -> None:
+    """Refuse tasks with rows that ask nothing.
+
+    Raises:
+        UserError: for a row without a prompt.
+    """
+    for task in tasks:
+        for row in task.train:
+            if to_prompts([row])[0][0].get("prompt") is None:
+                raise UserError(
+                    f"row {row['id']} of task {task.name} has no prompt that the policy could answer",
+                    fix="give rows a `prompt`, or replay them as they are",
+                )
+
+
 def answered(
     ctx: Context, rows: Sequence[tuple[Task, Row]], key: Sequence[int], max_new_tokens: int | None, temperature: float
 ) -> list[tuple[Group, Row]]:
