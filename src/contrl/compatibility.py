@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from contrl.config import RunConfig
-from contrl.errors import UserError
-from contrl.experiment import find, make_strategies
+from contrl.errors import Refused, UserError
+from contrl.experiment import build_strategy, find, make_strategies
 from contrl.interfaces import OnlineMethod, Setting, Strategy, Task
 
 
@@ -56,6 +56,7 @@ def check_pairs(config: RunConfig, tasks: Sequence[Task]) -> None:
             fix="model.use_peft: true, or the strategy independent, which resets whole models",
         )
     check_strategies(make_strategies(config.strategies), setting_of(config, tasks))
+    build_strategy(config.strategies)  # refuses those that do not go with each other
 
 
 def setting_of(config: RunConfig, tasks: Sequence[Task]) -> Setting:
@@ -81,13 +82,13 @@ def check_strategies(strategies: Sequence[Strategy], setting: Setting) -> None:
     """Refuse strategies that cannot work in a setting.
 
     Raises:
-        UserError: naming every one of them, why, and what works.
+        Refused: naming every one of them, why, and what works.
     """
     refused = [(s.name, refusal) for s in strategies if (refusal := s.refuses(setting)) is not None]
     if not refused:
         return
     method = type(setting.method).__name__.lower()
-    raise UserError(
+    raise Refused(
         f"the strategy {', '.join(name for name, _ in refused)} does not go with this run ({method})",
         why="; ".join(f"{name}: {refusal.why}" for name, refusal in refused),
         fix="; ".join(f"{name}: {refusal.fix}" for name, refusal in refused),

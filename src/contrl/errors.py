@@ -6,7 +6,7 @@ prints exactly that and no traceback. Everything else is a bug and keeps its tra
 
 from __future__ import annotations
 
-OK, BUG, USAGE, ENVIRONMENT, GUARD, INTERRUPTED, TERMINATED = 0, 1, 2, 4, 5, 130, 143
+OK, BUG, USAGE, PARTLY, ENVIRONMENT, GUARD, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 5, 130, 143
 
 
 class UserError(Exception):
@@ -36,6 +36,16 @@ class ConfigErrors(UserError):
     def __init__(self, errors: list[UserError]) -> None:
         self.errors = errors
         super().__init__("\n".join(str(error) for error in errors))
+
+
+class Refused(UserError):
+    """A method and a strategy that do not go together; a study can leave such a pair out."""
+
+
+class PartlyFailed(UserError):
+    """Some of several runs failed, the others are finished (exit code 3)."""
+
+    exit_code = PARTLY
 
 
 class EnvironmentFault(UserError):

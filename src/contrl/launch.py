@@ -46,6 +46,7 @@ class Options:
         overwrite: delete a different run in the folder first.
         dry_run: stop after telling what would be done.
         resumes: the configuration is the folder's own, so it is not printed again.
+        page: draw the page of a finished run (`contrl report` draws it at any time).
         say: prints a line, on rank 0.
         callbacks: Trainer callbacks that show progress, given (stage, stages, steps); a base stage has no stages.
     """
@@ -54,6 +55,7 @@ class Options:
     overwrite: bool = False
     dry_run: bool = False
     resumes: bool = False
+    page: bool = True
     say: Callable[[str], None] = print
     callbacks: Callable[[Stage, int, int], list[Any]] = lambda stage, stages, steps: []
 
@@ -81,12 +83,9 @@ def start(resolved: Resolved, options: Options) -> Path:
         found: Found = "nothing" if options.dry_run else _inspect(folder, resolved, options)
         ranks.barrier()
         if found != "finished":
-            sequence = build_sequence(resolved, say)
-            check_pairs(config, sequence.tasks)
-            plan = build_plan(config, sequence, ranks.world_size)
             facts: dict[str, Any] = {}
-            sequence = usable(sequence, plan, load_tokenizer(config.model), say, facts)
-            plan = replace(plan, sequence=sequence, card=describe_model(config, sequence, options.command))
+            plan = plan_of(resolved, options, ranks, say, facts)
+            sequence = plan.sequence
             _announce(resolved, plan, options, ranks, say)
             if options.dry_run:
                 return folder.path
@@ -105,7 +104,7 @@ def start(resolved: Resolved, options: Options) -> Path:
         if folder.done(0, "finished"):
             say(f"this run is finished: {folder.path}")
         else:
-            finish(folder)
+            finish(folder, page=options.page)
     ranks.leave()
     return folder.path
 
@@ -123,14 +122,16 @@ def resume(folder: Path, options: Options) -> Path:
     return start(resolved, replace(options, resumes=True))
 
 
-def finish(folder: RunFolder) -> None:
+def finish(folder: RunFolder, *, page: bool = True) -> None:
     """Write results and report of a complete run."""
     from contrl.continual import results
-    from contrl.report import page
 
     folder.amend_manifest(status="finished")
     results.write(folder.path)
-    page.build(folder.path, with_figures=False)
+    if page:
+        from contrl.report.page import build
+
+        build(folder.path, with_figures=False)
     folder.mark(0, "finished")
 
 
@@ -188,6 +189,28 @@ def _refuse_changed_rows(folder: RunFolder, sequence: TaskSequence) -> None:
 
 
 # --- the run ------------------------------------------------------------------------------------------
+
+
+def plan_of(
+    resolved: Resolved,
+    options: Options,
+    ranks: Ranks,
+    say: Callable[[str], None],
+    facts: dict[str, Any] | None = None,
+) -> Plan:
+    """The plan of a configuration, its rows read and everything checked that needs no model.
+
+    Args:
+        facts: takes what is found out of the rows, for the run's manifest.
+
+    Raises:
+        UserError: with what is wrong; ``Refused`` for a method and a strategy that do not go together.
+    """
+    config, sequence = resolved.config, build_sequence(resolved, say)
+    check_pairs(config, sequence.tasks)
+    plan = build_plan(config, sequence, ranks.world_size)
+    sequence = usable(sequence, plan, load_tokenizer(config.model), say, facts)
+    return replace(plan, sequence=sequence, card=describe_model(config, sequence, options.command))
 
 
 def _announce(resolved: Resolved, plan: Plan, options: Options, ranks: Ranks, say: Callable[[str], None]) -> None:

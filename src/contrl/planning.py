@@ -9,7 +9,7 @@ from typing import Any
 
 from contrl.config import Resolved, RunConfig, SequenceConfig, orders
 from contrl.continual import carried
-from contrl.continual.estimate import Load, Size, describe, disk_bytes, require_disk
+from contrl.continual.estimate import Load, Size, describe, disk_bytes, require_disk, seconds
 from contrl.continual.plan import Plan
 from contrl.continual.rotation import Rotation
 from contrl.continual.row_facts import describe_rows
@@ -191,14 +191,27 @@ def announce(config: RunConfig, plan: Plan, base: Plan | None) -> list[str]:
     """
     lines = [carried.describe(plan)] if len(plan.sequence.stages) > 1 else []
     found = count_parameters(config.model, classifier="scores" in find("method", config.method.name).needs)
-    characters = 1.0 if config.model.name_or_path == "tiny" else 3.5
-    load = load_of(plan, characters, build_strategy(config.strategies))
-    before = None if base is None else load_of(base, characters)
+    load = load_of(plan, _characters(config), build_strategy(config.strategies))
+    before = None if base is None else load_of(base, _characters(config))
     if found is None:
         return [f"model    {config.model.name_or_path}, to be fetched", *describe(None, load, before), *lines]
     size = Size(*found)
     require_disk(Path(config.output_dir).absolute(), disk_bytes(size, load))
     return [*describe(size, load, before), *lines]
+
+
+def rough_seconds(config: RunConfig, plan: Plan, operations_per_second: float) -> float | None:
+    """About how long a plan takes on one process of this device; None for a model whose size is not known yet."""
+    found = count_parameters(config.model, classifier="scores" in find("method", config.method.name).needs)
+    if found is None:
+        return None
+    strategy = build_strategy(config.strategies)
+    return seconds(Size(*found), load_of(plan, _characters(config), strategy), operations_per_second)
+
+
+def _characters(config: RunConfig) -> float:
+    """Of text to a token."""
+    return 1.0 if config.model.name_or_path == "tiny" else 3.5
 
 
 def load_of(plan: Plan, characters: float, strategy: Strategy | None = None) -> Load:

@@ -34,6 +34,7 @@ COMMANDS = {
     "preview": "show rows as the model will see them",
     "evaluate": "win rate of models against a reference, by a judge",
     "report": "build the page of a run and print its table",
+    "compare": "runs or a study side by side, with intervals",
     "export-countdown": "models, logs, metrics and plot of a continual Countdown run",
     "chat": "talk to a model",
     "merge": "add an adapter to its base and write the whole model",
@@ -43,7 +44,7 @@ GROUPS = {
     "start": ("demo", "run", "resume"),
     "train": ("sft", "reward", "dpo", "ppo", "rloo", "grpo"),
     "data": ("datasets", "preview"),
-    "look": ("evaluate", "report", "chat"),
+    "look": ("evaluate", "report", "compare"),
 }
 """What ``contrl --help`` shows, at most 14; ``--help-all`` lists the rest of COMMANDS too."""
 TRAINING = ("sft", "reward", "dpo", "kto", "cpo", "orpo", "ppo", "rloo", "grpo")

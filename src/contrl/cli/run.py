@@ -1,4 +1,4 @@
-"""``contrl run``: an experiment from a YAML file, or a pipeline of several (``kind: pipeline``), with overrides."""
+"""``contrl run``: an experiment from a YAML file, or several (``kind: pipeline``, ``kind: study``), with overrides."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Run an experiment described in a YAML file: model, method, strategies, tasks.
 A file with `kind: pipeline` is several steps in order, each a run, a merge or an evaluation (docs/pipelines.md).
+A file with `kind: study` is many runs to compare: arms x seeds x orders (docs/studies.md).
 
 Any value can be overridden by its dotted path. A run that was killed is continued by repeating the command.
 """
@@ -23,6 +24,7 @@ EPILOG = """examples:
   contrl run my.yaml training.learning_rate=1e-5 tasks.1.max_steps=200
   contrl run my.yaml strategies=[replay] output_dir=runs/replay
   torchrun --nproc_per_node 8 -m contrl run my.yaml
+  contrl run recipes/studies/forgetting.yaml --num_workers 2    every strategy, 3 seeds, 2 orders
   contrl run pipeline.yaml steps.dpo.learning_rate=1e-5 defaults.max_steps=100
 
 The shipped example to start from: contrl demo --print_config > my.yaml
@@ -33,6 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("file", metavar="FILE.yaml", help="the experiment")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted path and value, e.g. seed=1")
+    parser.add_argument("--num_workers", type=int, metavar="N", help="runs at once, of a study; default: one per core")
     run_flags(parser)
 
 
@@ -58,6 +61,7 @@ def command(options: argparse.Namespace) -> int:
         os.environ["WANDB_LOG_MODEL"] = options.log_model
     from contrl.errors import UserError
     from contrl.pipeline.reading import KIND, kind_of
+    from contrl.study.reading import KIND as STUDY
 
     if not Path(options.file).exists():
         raise UserError(f"there is no file {options.file}", fix="contrl demo --print_config > my.yaml makes one")
@@ -66,8 +70,13 @@ def command(options: argparse.Namespace) -> int:
         from contrl.cli.pipeline import run_pipeline
 
         run_pipeline(Path(options.file), [*options.overrides, *_flags(options, pipeline=True)], options)
+    elif kind == STUDY:
+        from contrl.cli.study import run_study
+
+        run_study(Path(options.file), [*options.overrides, *_flags(options, prefix="run.")], options)
     elif kind:
-        raise UserError(f"kind: {kind!r} is nothing that can be run", fix=f"write kind: {KIND}, or leave it out")
+        fix = f"write kind: {KIND} or kind: {STUDY}, or leave it out"
+        raise UserError(f"kind: {kind!r} is nothing that can be run", fix=fix)
     else:
         execute(Path(options.file), list(options.overrides), options)
     return 0
@@ -111,9 +120,9 @@ def run_resolved(
         show_results(folder)
 
 
-def _flags(options: argparse.Namespace, *, pipeline: bool = False) -> list[str]:
-    """What Hugging Face's flags mean as overrides; in a pipeline they are defaults of its steps."""
-    paths = ("training.save_total_limit", "model.name_or_path", "model.use_peft")
+def _flags(options: argparse.Namespace, *, pipeline: bool = False, prefix: str = "") -> list[str]:
+    """What Hugging Face's flags mean as overrides; in a pipeline defaults of its steps, in a study of `run`."""
+    paths = tuple(f"{prefix}{path}" for path in ("training.save_total_limit", "model.name_or_path", "model.use_peft"))
     if pipeline:
         paths = ("defaults.save_total_limit", "defaults.model_name_or_path", "defaults.use_peft")
     found = []

@@ -22,6 +22,9 @@ from contrl.config.training import OWNED, training_arguments
 from contrl.config.tree import COMMAND_LINE, Fields, Finding, Items, Node, Place, Scalar
 from contrl.errors import ConfigErrors, UserError
 
+Override = tuple[Sequence[str], Node]
+"""The path of a value and the node to put there."""
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -44,7 +47,7 @@ class Resolved:
 
 def load(
     given: str | Path | Mapping[str, Any] | Fields,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str | Override] = (),
     *,
     resolve: Resolve,
     source: str | None = None,
@@ -53,7 +56,8 @@ def load(
 
     Args:
         given: a path, YAML text, plain dictionaries, or the tree of a part of a file.
-        overrides: later ones win; paths reach list items by number or by name.
+        overrides: text, or the path with a node of its own place; later ones win; paths reach list items by number
+            or by name.
         resolve: finds plugins; raises UserError for a name it does not know.
         source: what errors call the input; the path as given when None.
 
@@ -64,9 +68,10 @@ def load(
     _expand(root, errors)
     for override in overrides:
         try:
-            _patch(root, *tree.split_override(override))
+            names, value = tree.split_override(override) if isinstance(override, str) else copy.deepcopy(override)
+            _patch(root, names, value)
         except UserError as error:
-            errors.append((COMMAND_LINE, error))
+            errors.append((COMMAND_LINE if isinstance(override, str) else override[1].place, error))
         _expand(root, errors)
     sections = Sections(resolve, folder)
     config = sections.run(root)
@@ -78,9 +83,9 @@ def load(
     return Resolved(config, origins, tree.write(plain), digest(config), tuple(_notes(config, origins)))
 
 
-def _patch(root: Fields, names: list[str], value: Node) -> None:
+def _patch(root: Fields, names: Sequence[str], value: Node) -> None:
     # Unlike a plugin's fields, the model's other settings do not belong to its name: a new name keeps them.
-    if names == ["model"] and isinstance(value, Scalar) and isinstance(root.entries.get("model"), Fields):
+    if list(names) == ["model"] and isinstance(value, Scalar) and isinstance(root.entries.get("model"), Fields):
         names = ["model", "name_or_path"]
     tree.patch(root, names, value)
 

@@ -237,12 +237,12 @@ def patch(root: Fields, names: Sequence[str], value: Node) -> None:
     for depth, name in enumerate(names):
         last, here = depth == len(names) - 1, ".".join(names[:depth])
         if isinstance(node, Scalar) and node.is_null:
-            raise UserError(f"{here} has no value, so it has no {name!r}", where=str(COMMAND_LINE))
+            raise UserError(f"{here} has no value, so it has no {name!r}", where=str(value.place))
         if isinstance(node, Scalar):
             what = f"{here} is the single value {node.text!r}, so it has no {name!r}"
-            raise UserError(what, where=str(COMMAND_LINE))
+            raise UserError(what, where=str(value.place))
         if isinstance(node, Items):
-            index = _index(node, name, here)
+            index = _index(node, name, here, value.place)
             node.items[index] = value if last else node.items[index]
             node = node.items[index]
             continue
@@ -256,7 +256,7 @@ def _is_empty(node: Node) -> bool:
     return isinstance(node, Scalar) and node.is_null
 
 
-def _index(node: Items, name: str, here: str) -> int:
+def _index(node: Items, name: str, here: str, place: Place) -> int:
     """Position of the list item that ``name`` means."""
     names = [item.entries.get("name") if isinstance(item, Fields) else item for item in node.items]
     texts = [item.text if isinstance(item, Scalar) else "" for item in names]
@@ -269,7 +269,7 @@ def _index(node: Items, name: str, here: str) -> int:
         known += f": {', '.join(text or '?' for text in texts)}"
     found = "more than one item" if name in texts else "no item"
     what = f"{here}.{name}: {found} {'has the number' if name.isdecimal() else 'is called'} {name}"
-    raise UserError(what, where=str(COMMAND_LINE), why=known, fix="name an item by its number or its name")
+    raise UserError(what, where=str(place), why=known, fix="name an item by its number or its name")
 
 
 # --- back to text -----------------------------------------------------------------------------------

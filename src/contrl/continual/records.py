@@ -76,7 +76,8 @@ def read_records(path: Path, key: Sequence[str]) -> list[dict[str, Any]]:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a whole file or nothing: a temporary name in the same folder, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Random, because on a shared folder two machines may have processes of one number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)

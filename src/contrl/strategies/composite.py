@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from contrl.errors import UserError
+from contrl.errors import Refused, UserError
 from contrl.interfaces import Batch, Context, Group, LossOutput, Outputs, Row, Strategy, Task, Teacher
 
 Value = TypeVar("Value")
@@ -25,7 +25,7 @@ class Composite(Strategy):
             raise UserError(f"a strategy is given twice: {', '.join(names)}", fix="give each strategy once")
         for strategy in strategies:
             for other in sorted(set(names) & strategy.conflicts.keys()):
-                raise UserError(
+                raise Refused(
                     f"{strategy.name} and {other} cannot be combined", why=strategy.conflicts[other], fix="drop one"
                 )
         self.strategies = sorted(strategies, key=lambda strategy: strategy.name)
