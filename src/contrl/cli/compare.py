@@ -9,6 +9,7 @@ from pathlib import Path
 
 DESCRIPTION = """Compare runs, or the arms of a study: means over seeds and orders, paired differences from a baseline
 with the smallest difference that so many runs can show, a trade-off curve for each swept field (docs/studies.md).
+The same as a page: report.html in the study's folder, or in compare/ beside the runs.
 """
 EPILOG = """examples:
   contrl compare runs/forgetting                              a study
@@ -29,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Print the comparison."""
+    """Print the comparison and draw its page."""
     folders = [Path(folder) for folder in options.folders]
     if options.json:
         from contrl.continual.comparison import as_json, compare
@@ -42,8 +43,10 @@ def command(options: argparse.Namespace) -> int:
 
 
 def show(folders: Sequence[Path], metric: str | None = None, baseline: str | None = None) -> None:
-    """The tables."""
+    """The tables, and the page."""
     from contrl.continual.comparison import compare
+    from contrl.report.compare import build
     from contrl.report.comparison_table import print_comparison
 
     print_comparison(compare(folders, metric=metric, baseline=baseline))
+    print(f"\nreport: {build(folders, metric=metric, baseline=baseline)}")
