@@ -50,14 +50,15 @@ def close(one: Weights, other: Weights) -> None:
 # --- WiSE-FT ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("make", [toys.full, toys.llama])
 @pytest.mark.parametrize("alpha", [0.25, 0.5])
-def test_a_stage_ends_between_its_start_and_its_end(alpha: float, at: At) -> None:
-    model = toys.full()
+def test_a_stage_ends_between_its_start_and_its_end(alpha: float, make: Any, at: At) -> None:
+    model = make()
     (before, after), _ = stage(Averaging(alpha), at, model)
     close(toys.weights(model), {name: (1 - alpha) * before[name] + alpha * after[name] for name in before})
 
 
-@pytest.mark.parametrize("make", [toys.full, toys.lora])
+@pytest.mark.parametrize("make", [toys.full, toys.llama, toys.lora])
 def test_all_of_what_is_new_changes_no_bit_and_none_of_it_puts_the_old_back(make: Any, at: At) -> None:
     for alpha, which in ((1.0, 1), (0.0, 0)):
         model = make()

@@ -33,7 +33,7 @@ class Late(Diary):
     name = "late"
 
 
-@pytest.mark.parametrize("make", [toys.full, toys.lora])
+@pytest.mark.parametrize("make", [toys.full, toys.llama, toys.lora])
 def test_a_stage_begins_with_the_first_weights_of_what_is_trained(make: Callable[[], Any], at: At) -> None:
     model = make()
     start, frozen = toys.weights(model), {n: p.detach().clone() for n, p in model.named_parameters()}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from contrl.interfaces import Context
 
@@ -29,6 +30,15 @@ class Policy(nn.Module):
 def full(seed: int = 0) -> Policy:
     """All weights trained."""
     return Policy(seed)
+
+
+def llama(seed: int = 0) -> Any:
+    """A whole model of transformers, as runs train it."""
+    shape = {"vocab_size": 7, "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1}
+    config = LlamaConfig(**shape, num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
 
 
 def lora(rank: int = 2, seed: int = 0) -> Any:

@@ -47,7 +47,9 @@ def adapted_layers(model: nn.Module) -> Iterator[Factors]:
         UserError: for adapted layers that are not linear, or adapters that add something else (DoRA).
     """
     policy: Any = model
-    adapters = list(getattr(policy, "active_adapters", []))
+    if not hasattr(policy, "peft_config"):
+        return
+    adapters = list(policy.active_adapters)
     for path, module in model.named_modules():
         if not isinstance(module, LoraLayer):
             continue
