@@ -130,7 +130,7 @@ def test_a_changed_score_shows_up(run_folder):
 
 def test_hostile_run_data_is_inert(tmp_path, writer):
     """Markup in task names, answers, prompts, metric names, configuration and manifest is shown, not obeyed."""
-    name = "<script>alert(0)<" + "\x1b"
+    name = "<script>alert(0)<\x1b\u2028'\\"
     run = writer(tmp_path / "run <b>", [name.replace("/", ""), "b"], num_items=6)
     run.score(0, run.tasks[0], 1.0)
     run.score(1, run.tasks[0], 1.0, completion=lambda item, right: HOSTILE)

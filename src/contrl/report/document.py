@@ -153,7 +153,7 @@ def _payload(chart: Chart) -> str:
     """What the browser needs to draw the chart alive: data by columns, which is a third of the size."""
     tables = {name: {"columns": table.columns, "rows": table.rows} for name, table in chart.data.items()}
     spec = json.loads(json.dumps(chart.spec).replace(svg.INK, "currentColor"))
-    return inert_json({"fluid": chart.fluid, "spec": spec, "data": tables})
+    return inert_json(svg.drawable({"fluid": chart.fluid, "spec": spec, "data": tables}))
 
 
 def _shown(value: Any) -> str:

@@ -167,7 +167,7 @@ def _samples(results: Results, column: int, rows: Sequence[int], kinds: Mapping[
     for row in rows:
         for item in _read(eval_file(results.folder, row, results.tasks[column]), wanted, list(kinds)):
             key, text = str(item["id"]), cut(item["completion"])
-            is_same = bool(answers[key]) and answers[key][-1].completion == text
+            is_same = bool(text) and bool(answers[key]) and answers[key][-1].completion == text
             share = item.get(CUT)
             is_cut = share > 0 if isinstance(share, int | float) else None
             answers[key].append(Answer(row, results.rows[row], bool(item["correct"]), text, is_cut, is_same))

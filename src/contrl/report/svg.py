@@ -16,7 +16,8 @@ INK = "#010203"
 """Placeholder colour of text, axes and grid: becomes ``currentColor`` in the page, dark grey in a figure file."""
 FIGURE_INK = "#222222"
 
-NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+NOT_XML = re.compile("[^\t\n\r\x20-\u2027\u202a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML cannot hold, and the two separators (U+2028, U+2029) that end a string in Vega's expressions."""
 
 Spec = dict[str, Any]
 
@@ -28,7 +29,7 @@ def draw(spec: Spec) -> str:
     import vl_convert
 
     # An empty list of allowed addresses: a chart never loads anything, whatever the data says.
-    return str(vl_convert.vegalite_to_svg(_drawable(spec), allowed_base_urls=[]))
+    return str(vl_convert.vegalite_to_svg(drawable(spec), allowed_base_urls=[]))
 
 
 def inline_svg(drawing: str, *, id: str, title: str, description: str) -> str:
@@ -61,10 +62,10 @@ def figure_png(drawing: str, *, scale: float = 2.0) -> bytes:
     return bytes(vl_convert.svg_to_png(figure_svg(drawing).decode(), scale=scale))
 
 
-def _drawable(part: Any) -> Any:
-    """The specification without characters that XML cannot hold: vl-convert measures text as SVG and aborts on them."""
+def drawable(part: Any) -> Any:
+    """The specification without characters that drawing aborts on: names in it become SVG and parts of expressions."""
     if isinstance(part, dict):
-        return {key: _drawable(value) for key, value in part.items()}
-    if isinstance(part, list):
-        return [_drawable(value) for value in part]
+        return {key: drawable(value) for key, value in part.items()}
+    if isinstance(part, list | tuple):
+        return [drawable(value) for value in part]
     return NOT_XML.sub("", part) if isinstance(part, str) else part

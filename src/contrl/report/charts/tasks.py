@@ -40,9 +40,7 @@ def task_curve(results: Results, column: int) -> Chart:
     dots = (
         base.transform_filter("isValid(datum.value)")
         .mark_point(color=mark.colour, shape=mark.shape, filled=True, size=55, opacity=1)
-        .encode(
-            y=y, description=alt.Description("text:N"), tooltip=[alt.Tooltip("text:N", title=results.tasks[column])]
-        )
+        .encode(y=y, description=alt.Description("text:N"), tooltip=[alt.Tooltip("text:N", title="score")])
     )
     task, names = results.tasks[column], ", ".join(results.rows[row] for row in visits)
     return Chart(
