@@ -119,6 +119,13 @@ class RunWriter:
             change = {"from_start": 0.1 * (index + 1), "from_base": 0.1 * (index + 1) * stage}
             append(self.folder / "weights.jsonl", {"stage": stage, "tensor": name, "norm": 10.0, **change})
 
+    def drift(self, stage: int) -> None:
+        """KL from the first weights on two tasks; of the second nothing could be measured in stage 1."""
+        for index, task in enumerate(self.tasks[:2]):
+            kl = None if (stage, index) == (1, 1) else 0.01 * stage * (index + 1)
+            record = {"stage": stage, "task": task, "kl": kl, "kl_sequence": kl, "n": 32, "se": 0.002}
+            append(self.folder / "drift.jsonl", record)
+
 
 @pytest.fixture
 def writer() -> type[RunWriter]:
@@ -135,6 +142,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run.journal(stage, 20.0 * stage)
             run.rollouts(stage, 0, run.sequence[stage - 1])
             run.weights(stage)
+            run.drift(stage)
         for task, success in SUCCESS.items():
             run.score(stage, task, success[stage])
     return run.folder

@@ -45,6 +45,16 @@ def test_an_inline_chart_names_itself_and_follows_the_page(results):
     assert "white" not in text
 
 
+def test_clip_paths_are_the_drawings_own(results, demo):
+    """In the browser Vega numbers its clip paths from 0 again, and the first of a name in the page would win."""
+    panel = panels(read_training(demo), results.run, {})[0]
+    root = drawn(training_panel(read_training(demo), panel))
+    paths = {element.attrib["id"] for element in root.iter(f"{NAMESPACE}clipPath")}
+    assert paths
+    assert all(path.startswith("c-clip") for path in paths)
+    assert {element.get("clip-path") for element in root.iter()} - {None} == {f"url(#{path})" for path in paths}
+
+
 def test_every_point_says_its_number(results):
     titles = [title.text for title in drawn(task_curve(results, 1)).iter(f"{NAMESPACE}title")][1:]
     assert len(titles) == 5

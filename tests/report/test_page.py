@@ -87,6 +87,7 @@ def test_sections_samples_and_reproduction(built):
     assert "✗ wrong" in parsed.text
     assert LOSS_NOTE in parsed.text
     assert "right after stage 1, wrong after stage" in parsed.text
+    assert {"drift-kl", "drift-weights", "time", "stability-plasticity"} <= set(parsed.attributes("data-chart"))
 
 
 def test_every_chart_has_a_drawing_data_and_files(built):

@@ -34,7 +34,9 @@ def draw(spec: Spec) -> str:
 
 def inline_svg(drawing: str, *, id: str, title: str, description: str) -> str:
     """A drawn chart as an ``<svg>`` element for an HTML page; ``id`` must be unique in the page."""
-    root = ET.fromstring(drawing.replace(INK, "currentColor"))
+    # Vega numbers its clip paths, here and again in the browser: each drawing keeps to names of its own.
+    own = re.sub(r'(id="|url\(#)(clip\d)', rf"\g<1>{id}-\g<2>", drawing)
+    root = ET.fromstring(own.replace(INK, "currentColor"))
     for name in ("width", "height", "class"):  # the page sets the size, the viewBox keeps the shape
         root.attrib.pop(name, None)
     root.attrib.update({"role": "img", "aria-labelledby": f"{id}-title {id}-text"})

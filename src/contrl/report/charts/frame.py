@@ -105,7 +105,7 @@ def finish(chart: Any, width: int | None = WIDTH, height: int | None = HEIGHT) -
         )
         .configure_legend(
             labelColor=INK, titleColor=INK, labelFontSize=11, orient="top", title=None, labelLimit=240,
-            symbolStrokeWidth=2, offset=4,
+            symbolStrokeWidth=2, symbolOpacity=1, offset=4,
         )
         .configure_title(color=INK, subtitleColor=INK, fontSize=14, subtitleFontSize=11)
         .to_dict()
