@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
-from contrl.interfaces import Batch, Context, Group, LossOutput, Outputs, Strategy
+from contrl.interfaces import Batch, Context, Group, LossOutput, Outputs, Strategy, Task
 
 # --- rewards ------------------------------------------------------------------------------------------
 
@@ -133,3 +134,22 @@ class Idle(Strategy):
     def penalty(self, ctx: Context) -> None:
         for _, parameter in ctx.params():
             parameter.grad = parameter.grad
+
+
+@dataclass
+class JudgedAverage(Average):
+    """``Average``, which is also what is judged: an evaluation without its state judges other weights."""
+
+    name: ClassVar[str] = "judged-average"
+
+    @contextlib.contextmanager
+    def eval_weights(self, ctx: Context, task: Task) -> Iterator[None]:
+        trained = {name: parameter for name, parameter in ctx.params() if name in self.average}
+        kept = {name: parameter.data for name, parameter in trained.items()}
+        for name, parameter in trained.items():
+            parameter.data = self.average[name].to(parameter)
+        try:
+            yield
+        finally:
+            for name, parameter in trained.items():
+                parameter.data = kept[name]

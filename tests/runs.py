@@ -146,7 +146,7 @@ def runs(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
 @pytest.fixture
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs draw no report.html, which takes longer than training them."""
-    monkeypatch.setattr("contrl.report.page.build", lambda folder: folder / "report.html")
+    monkeypatch.setattr("contrl.report.page.build", lambda folder, **options: folder / "report.html")
 
 
 # --- what a run leaves ---------------------------------------------------------------------------------

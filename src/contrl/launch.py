@@ -24,7 +24,7 @@ from contrl.config import Resolved, RunConfig, difference, load, show
 from contrl.continual.manifest import describe_data, describe_run
 from contrl.continual.plan import Plan, Progress
 from contrl.continual.processes import Ranks, StopSignal
-from contrl.continual.records import write_atomic
+from contrl.continual.records import EVALUATION, write_atomic
 from contrl.continual.run_folder import TEMPORARY, RunFolder
 from contrl.continual.runner import Runner
 from contrl.continual.trackers import Trackers
@@ -143,6 +143,11 @@ def _inspect(folder: RunFolder, resolved: Resolved, options: Options) -> Found:
     path, wanted = folder.path, resolved.config
     if folder.exists:
         manifest = folder.manifest()
+        if manifest.get("kind") == EVALUATION:
+            raise UserError(
+                f"{path} holds an evaluation of checkpoints and no run",
+                fix="to go on with it repeat its command; to train give another output_dir",
+            )
         if manifest.get("digest") == resolved.digest:
             return "finished" if manifest.get("status") == "finished" else "this"
         if options.overwrite:

@@ -229,15 +229,15 @@ def load_of(plan: Plan, characters: float, strategy: Strategy | None = None) -> 
         steps=steps,
         rotations=rotations,
         prompts_per_step=plan.prompts_per_step,
-        prompt_tokens=_mean_length(sample, ("prompt", "text", "messages")) / characters,
-        completion_tokens=_mean_length(sample, ("completion",)) / characters,
+        prompt_tokens=mean_length(sample, ("prompt", "text", "messages")) / characters,
+        completion_tokens=mean_length(sample, ("completion",)) / characters,
         eval_items=sum(len(task.eval) for task in plan.sequence.tasks),
         num_evaluations=(len(steps) + plan.at_start) if plan.evaluates else 0,
         max_new_tokens=plan.max_new_tokens,
     )
 
 
-def _mean_length(rows: Sequence[Row], columns: Sequence[str]) -> float:
+def mean_length(rows: Sequence[Row], columns: Sequence[str]) -> float:
     """Characters of the columns, messages without their roles."""
     lengths = [len(_text(row[column])) for row in rows for column in columns if column in row]
     return sum(lengths) / max(len(rows), 1)

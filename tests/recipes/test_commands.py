@@ -49,6 +49,14 @@ CONTINUAL_DPO = (
     "--logging_steps 1000 --eval_strategy steps --eval_steps 1000 --save_steps 1000 --bf16 "
     "--output_dir Qwen2-0.5B-DPO-test --no_remove_unused_columns --use_peft --lora_r 32 --lora_alpha 16"
 )
+EVALUATE = (
+    "uv run benchmarks/continual_eval_checkpoint.py --dataset_name benchmarks/continual_data_debug.json "
+    "--model_name_or_path Qwen/Qwen2-0.5B-Instruct --checkpoint_dir Qwen2-0.5B-DPO-test --learning_rate 0 "
+    "--num_train_epochs 1 --per_device_train_batch_size 2 --gradient_accumulation_steps 8 --gradient_checkpointing "
+    "--logging_steps 1000 --eval_strategy steps --eval_steps 1000 --bf16 --output_dir Qwen2-0.5B-DPO-test-eval "
+    "--no_remove_unused_columns --use_peft --lora_r 32 --lora_alpha 16"
+)
+"""Its README names a data set ``benchmarks/continual_dpo_trainer``, which is a slip."""
 TRL_DPO = (
     "python examples/scripts/dpo.py --dataset_name=trl-internal-testing/hh-rlhf-trl-style --model_name_or_path=gpt2 "
     "--per_device_train_batch_size 4 --learning_rate 1e-3 --gradient_accumulation_steps 1 --logging_steps 10 "
@@ -94,7 +102,7 @@ PIPELINE = (
     '--learning_rate 1e-5 --num_epochs 3 --max_length 512 --output_dir "outputs/rloo" --use_wandb',
 )
 CASES = {
-    "aif-gen": ("aif_gen", (REWARD, REWARD_LORA, REWARD_ALL, CONTINUAL_DPO, CONTINUAL_PPO)),
+    "aif-gen": ("aif_gen", (REWARD, REWARD_LORA, REWARD_ALL, CONTINUAL_DPO, EVALUATE, CONTINUAL_PPO)),
     "trl-dpo.py": ("trl", (TRL_DPO,)),
     "trl-dpo_llama2.py": ("trl", (LLAMA2,)),
     "trl-cli": ("trl", (CLI_SFT, CLI_DPO)),
@@ -164,6 +172,9 @@ def test_the_printed_commands_run(case: str, recipe: Path, monkeypatch: pytest.M
             output += "/0"
         if "merge" in command:
             assert (Path(output) / "config.json").exists()
+        elif command == EVALUATE:
+            # The weights are the checkpoints', not the base under an adapter that is made anew.
+            assert results(output)["matrix"] == results("Qwen2-0.5B-DPO-test")["matrix"]
         else:
             assert results(output)["matrix"]
             assert (Path(output) / "final").is_dir()
@@ -236,7 +247,7 @@ def test_the_merged_model_holds_both_stages(recipe: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("script", "arguments", "words"),
     [
-        ("aif_gen/benchmarks/continual_eval_checkpoint.py", [], "no `contrl evaluate-checkpoints`"),
+        ("aif_gen/benchmarks/continual_eval_checkpoint.py", [], "contrl evaluate-checkpoints needs --checkpoint_dir"),
         ("rl_llm/train.py", ["--method", "rloo", "--max_length", "64"], "nothing is left for the prompt"),
         ("small_rlhf/ppo_training.py", [], "contrl ppo needs a reward"),
         ("rl_llm/train.py", ["--method", "ppo"], "use one of sft, dpo, rloo, eval"),

@@ -33,6 +33,7 @@ COMMANDS = {
     "datasets": "list the named data sets",
     "preview": "show rows as the model will see them",
     "evaluate": "win rate of models against a reference, by a judge",
+    "evaluate-checkpoints": "judge saved weights on every task: the results matrix, afterwards",
     "report": "build the page of a run and print its table",
     "compare": "runs or a study side by side, with intervals",
     "export-countdown": "models, logs, metrics and plot of a continual Countdown run",
@@ -49,6 +50,8 @@ GROUPS = {
 """What ``contrl --help`` shows, at most 14; ``--help-all`` lists the rest of COMMANDS too."""
 TRAINING = ("sft", "reward", "dpo", "kto", "cpo", "orpo", "ppo", "rloo", "grpo")
 """Commands with Hugging Face's flags, which one module reads."""
+CHECKPOINTS = ("evaluate-checkpoints",)
+"""Has these flags, too."""
 
 DESCRIPTION = "Post-training of language models on a sequence of tasks: what was learnt, and what was forgotten."
 EXAMPLES = """examples:
@@ -107,6 +110,10 @@ def _dispatch(arguments: list[str]) -> int | None:
         from contrl.cli.training.command import run
 
         return run(arguments[0], arguments[1:])
+    if arguments and arguments[0] in CHECKPOINTS:
+        from contrl.cli.evaluate_checkpoints import run as evaluate_checkpoints
+
+        return evaluate_checkpoints(arguments[1:])
     options = parse(arguments)
     if options.command is None:
         print(overview(everything=options.help_all))
@@ -165,7 +172,7 @@ def build_parser(arguments: Sequence[str]) -> tuple[argparse.ArgumentParser, arg
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=argparse.ArgumentParser)
     chosen = None
     for name, help_text in COMMANDS.items():
-        chosen_here = name in arguments[:1] and name not in TRAINING
+        chosen_here = name in arguments[:1] and name not in (*TRAINING, *CHECKPOINTS)
         module = importlib.import_module(f"contrl.cli.{name.replace('-', '_')}") if chosen_here else None
         command = commands.add_parser(
             name,

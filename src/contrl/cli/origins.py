@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from contrl.cli.evaluate_checkpoints import run as evaluate_checkpoints
 from contrl.cli.flags import Flag
 from contrl.cli.main import COMMANDS, guarded
 from contrl.cli.main import main as contrl
@@ -130,6 +131,10 @@ FORWARDED = {
 """Entry points that are a command under another name -> that command, which may come with a later version."""
 
 
+FORWARDED_DEFAULTS = {"evaluate-checkpoints": "--response_length 53 --temperature 0.7"}
+"""What the origin's command takes where nothing is given."""
+
+
 def main(name: str, argv: Sequence[str] | None = None) -> int:
     """Run an entry point; returns the exit code.
 
@@ -149,6 +154,8 @@ def _run(name: str, argv: list[str]) -> int:
         if method not in known:
             raise UserError(f"--method {method or 'is missing'}".strip(), fix=f"use one of {', '.join(known)}")
     command = FORWARDED.get(name)
+    if command == "evaluate-checkpoints":
+        return evaluate_checkpoints(argv, FORWARDED_DEFAULTS[command].split())
     if command is not None:
         words = command.split()
         if words[0] in COMMANDS:

@@ -15,6 +15,8 @@ from typing import Any
 from contrl.errors import UserError
 
 SCHEMA_VERSION = 1
+EVALUATION = "evaluation"
+"""``kind`` in the manifest of a folder that holds results of weights from elsewhere, and no run to go on with."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

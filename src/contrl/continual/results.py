@@ -159,7 +159,7 @@ def read(run_folder: str | Path, metric: str | None = None) -> Results:
         run=run,
         metric=" / ".join(dict.fromkeys(judged[task] for task in tasks if task in judged)) or (metric or "score"),
         tasks=tasks,
-        rows=("start", *(f"{row}-{'+'.join(names)}" for row, names in enumerate(stages, start=1))),
+        rows=("start", *_labels(run, stages)),
         trained=((), *(tuple(tasks.index(name) for name in names) for names in stages)),
         matrix=matrix,
         items=items,
@@ -177,7 +177,9 @@ def _stages(run: Mapping[str, Any], tasks: Sequence[str], folder: Path) -> list[
     stages: list[tuple[str, ...]] = []
     for row, stage in enumerate(run.get("stages") or [{"task": task} for task in run["sequence"]], start=1):
         name = str(stage.get("task", ""))
-        names = stage.get("tasks") or ([name] if name in tasks else name.split("+"))
+        names = stage.get("tasks")
+        if names is None:
+            names = [name] if name in tasks else name.split("+")
         unknown = [name for name in names if name not in tasks]
         if unknown or stage.get("stage", row) != row:
             raise UserError(
@@ -187,6 +189,12 @@ def _stages(run: Mapping[str, Any], tasks: Sequence[str], folder: Path) -> list[
             )
         stages.append(tuple(names))
     return stages
+
+
+def _labels(run: Mapping[str, Any], stages: Sequence[tuple[str, ...]]) -> list[str]:
+    """What each row is called: by the tasks it trained, or, of weights of which nothing tells that, by their folder."""
+    names = [str(stage.get("task", "")) for stage in run.get("stages") or ()]
+    return [f"{row}-{'+'.join(tasks) or names[row - 1]}" for row, tasks in enumerate(stages, start=1)]
 
 
 def _headline_metrics(

@@ -110,7 +110,7 @@ def forget_secrets(request: Request) -> None:
 
 def parts_of(request: Request) -> list[tuple[str, list[str]]]:
     """The runs a command consists of: (folder, overrides). More than one only for a reward model of each task."""
-    source = _absolute(request.text("dataset_name"))
+    source = absolute(request.text("dataset_name"))
     overrides = [f"tasks.path={_quoted(source)}"]
     folder = next(text.partition("=")[2].strip('"') for text in request.overrides if text.startswith("output_dir="))
     chosen = request.text("dataset_index")
@@ -129,7 +129,7 @@ def parts_of(request: Request) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _absolute(names: str) -> str:
+def absolute(names: str) -> str:
     """Paths made absolute, so that the run can be continued from anywhere; names of data sets stay names."""
     from contrl.data.recipes import RECIPES
 
@@ -137,27 +137,36 @@ def _absolute(names: str) -> str:
         return os.path.abspath(names)
     if "," not in names:
         return names
-    return ",".join(_absolute(name.strip()) for name in names.split(","))
+    return ",".join(absolute(name.strip()) for name in names.split(","))
 
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def resolved_of(request: Request, overrides: Sequence[str]) -> Resolved:
-    """The checked configuration; mistakes and origins name flags and lines instead of paths."""
+def resolved_of(
+    request: Request, overrides: Sequence[str], given: dict[str, Any] | None = None, source: str = ""
+) -> Resolved:
+    """The checked configuration; mistakes and origins name flags and lines instead of paths.
+
+    Args:
+        request: the flags.
+        overrides: paths and their values.
+        given: what they override; by default what a training command starts from.
+        source: what messages call that.
+    """
     from contrl.config import load
     from contrl.experiment import find
 
     command = COMMANDS[request.command]
-    given: dict[str, Any] = {
+    given = given or {
         "method": {"name": request.command, **METHOD_DEFAULTS.get(request.command, {})},
         "tasks": {"name": "dataset"},
         "training": {"learning_rate": command.learning_rate, "num_train_epochs": NUM_EPOCHS},
     }
     by_path = {value.flag.path: value for value in request.given.values() if value.flag.path}
     try:
-        resolved = load(given, overrides, resolve=find, source=f"contrl {request.command}")
+        resolved = load(given, overrides, resolve=find, source=source or f"contrl {request.command}")
     except ConfigErrors as found:
         raise ConfigErrors([_in_flags(error, by_path) for error in found.errors]) from None
     origins = dict(resolved.origins)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from contrl.cli.flags import Flag, Found, Given, override, read_argv, read_section, readable
 from contrl.cli.training.meaning import Meaning, meaning_of
@@ -21,6 +22,16 @@ from contrl.errors import ConfigErrors, UserError
 _REQUIRED = ("model_name_or_path", "dataset_name")
 _OF_A_RUN = {"model", "method", "tasks", "training", "evaluation", "base"}
 """Keys of a file for ``contrl run``, which no flag has."""
+
+
+class Asks(NamedTuple):
+    """What a command must be given, and what a word without a flag is."""
+
+    required: tuple[str, ...] = _REQUIRED
+    word: str = "dataset_name"
+
+
+TRAINING = Asks()
 
 
 @dataclass
@@ -58,6 +69,7 @@ def read(
     *,
     needs_reward: bool = True,
     section: Fields | None = None,
+    asks: Asks = TRAINING,
 ) -> Request:
     """The request of a command line.
 
@@ -68,6 +80,7 @@ def read(
         extra: further spellings of an origin's own.
         needs_reward: whether a command that samples must name one.
         section: flags of a file that is read already, such as a pipeline's step.
+        asks: what must be given.
 
     Raises:
         ConfigErrors: every mistake at once.
@@ -83,7 +96,7 @@ def read(
         found.update(read_section(section, flags, home_of))
         found.errors += errors
     found.update(written)
-    _place_words(found, flags)
+    _place_words(found, flags, asks.word)
     meaning = Meaning()
     if is_online(command):
         if "sft_model_path" in found.given:
@@ -91,7 +104,7 @@ def read(
             found.given["model_name_or_path"] = policy._replace(flag=flags["model_name_or_path"])
         needed = needs_reward and not any(text.startswith("rewards.functions") for text in found.overrides)
         meaning = meaning_of(command, found.given, flags, needs_reward=needed)
-    errors = [*found.errors, *_refusals(found.given), *_missing(command, found), *meaning.errors]
+    errors = [*found.errors, *_refusals(found.given), *_missing(command, found, asks.required), *meaning.errors]
     if errors:
         raise ConfigErrors(errors)
     request = Request(command, found.given, [], environment={**environment, **meaning.environment})
@@ -149,13 +162,14 @@ def _read_file(path: Path) -> tuple[Fields, dict[str, str], list[UserError]]:
 # --- checks ---------------------------------------------------------------------------------------------
 
 
-def _place_words(found: Found, flags: Mapping[str, Flag]) -> None:
-    """A word without a flag is the data set; a second one is a mistake."""
-    if found.words and "dataset_name" not in found.given:
+def _place_words(found: Found, flags: Mapping[str, Flag], name: str) -> None:
+    """A word without a flag is the data set (or what ``name`` says); a second one is a mistake."""
+    if found.words and name not in found.given:
         word = found.words.pop(0)
-        found.given["dataset_name"] = Given(flags["dataset_name"], Scalar(COMMAND_LINE, word), COMMAND_LINE)
+        found.given[name] = Given(flags[name], Scalar(COMMAND_LINE, word), COMMAND_LINE)
     for word in found.words:
-        why = "the data set is given already, and nothing else goes without a flag"
+        given = "the data set" if name == "dataset_name" else f"--{name}"
+        why = f"{given} is given already, and nothing else goes without a flag"
         found.errors.append(UserError(f"{word!r} belongs to no flag", where=str(COMMAND_LINE), why=why))
 
 
@@ -171,8 +185,8 @@ def _refusals(given: Mapping[str, Given]) -> list[UserError]:
     ]
 
 
-def _missing(command: str, found: Found) -> list[UserError]:
-    absent = [f"--{name}" for name in _REQUIRED if name not in found.given.keys() | found.valueless]
+def _missing(command: str, found: Found, required: Sequence[str]) -> list[UserError]:
+    absent = [f"--{name}" for name in required if name not in found.given.keys() | found.valueless]
     if not absent:
         return []
     example = f"contrl {command} --model_name_or_path tiny --dataset_name {COMMANDS[command].dataset}"

@@ -85,7 +85,9 @@ def _bars(stages: Sequence[StageFacts], tasks: Sequence[str], unit: str) -> tupl
     total = max(1, sum(sizes))
     rows: list[tuple[Any, ...]] = []
     for stage, size, (start, end) in zip(stages, sizes, pairwise(accumulate(sizes, initial=0)), strict=True):
-        colour = mark_of(tasks.index(stage.tasks[0]) if stage.tasks[0] in tasks else 0).colour
+        # Of weights from elsewhere nothing may say which task they trained.
+        first = next((task for task in stage.tasks if task in tasks), None)
+        colour = mark_of(tasks.index(first) if first is not None else 0).colour
         label = f"{stage.stage} {stage.name}"
         room = len(label) * LETTER / (size / total or 1)
         known = (stage.stage, stage.name, stage.round, stage.tokens, stage.steps, stage.rows)
