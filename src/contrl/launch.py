@@ -48,7 +48,8 @@ class Options:
         resumes: the configuration is the folder's own, so it is not printed again.
         page: draw the page of a finished run (`contrl report` draws it at any time).
         say: prints a line, on rank 0.
-        callbacks: Trainer callbacks that show progress, given (stage, stages, steps); a base stage has no stages.
+        callbacks: Trainer callbacks that show progress, given (stage, stages, steps, the numbers to watch); a base stage
+            has no stages.
     """
 
     command: Sequence[str] = ()
@@ -57,7 +58,7 @@ class Options:
     resumes: bool = False
     page: bool = True
     say: Callable[[str], None] = print
-    callbacks: Callable[[Stage, int, int], list[Any]] = lambda stage, stages, steps: []
+    callbacks: Callable[[Stage, int, int, tuple[str, ...]], list[Any]] = lambda stage, stages, steps, watched: []
 
 
 BEFORE = "reward_model"
@@ -94,10 +95,12 @@ def start(resolved: Resolved, options: Options) -> Path:
             trackers = _trackers(resolved, folder, say)
             if ranks.rank == 0:
                 manifest = describe_run(resolved, sequence, options.command, ranks.world_size)
-                _open(folder, resolved, manifest | {"data_facts": facts}, found)
+                watched = plan.method_for(sequence.stages[0]).watched
+                more = {"data_facts": facts, "watched": watched, "card": plan.card}
+                _open(folder, resolved, manifest | more, found)
             ranks.barrier()
             try:
-                _train(config, plan, folder, ranks, _progress(plan, options, say, stop, trackers))
+                _train(config, plan, folder, ranks, _progress(config, plan, options, say, stop, trackers))
             finally:
                 trackers.close()
     if ranks.rank == 0:
@@ -290,14 +293,15 @@ def _trackers(resolved: Resolved, folder: RunFolder, say: Callable[[str], None])
 
 
 def _progress(
-    plan: Plan, options: Options, say: Callable[[str], None], stop: StopSignal, trackers: Trackers
+    config: RunConfig, plan: Plan, options: Options, say: Callable[[str], None], stop: StopSignal, trackers: Trackers
 ) -> Progress:
     stages = len(plan.sequence.stages)
+    before = find("method", config.base.method.name).watched if config.base is not None else ()
 
     def callbacks(stage: Stage, steps: int) -> list[Any]:
         if stage not in plan.sequence.stages:
-            return options.callbacks(stage, 0, steps)
-        return [*options.callbacks(stage, stages, steps), trackers.stage(stage)]
+            return options.callbacks(stage, 0, steps, before)
+        return [*options.callbacks(stage, stages, steps, plan.method_for(stage).watched), trackers.stage(stage)]
 
     return Progress(say, callbacks, lambda: stop.signum, trackers.scores)
 

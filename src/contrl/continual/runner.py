@@ -196,10 +196,10 @@ class Runner:
         self._tell_device(engine.args)
         checkpoint = self.checkpoint_of(folder)
         if checkpoint is None:
-            self.folder.mark(stage.index, "started")
+            self.folder.mark(stage.index, "started", steps=num_steps)
         else:
             check_window(checkpoint, self.world_size)
-            self.folder.mark(stage.index, "resumed_from", checkpoint=checkpoint.name)
+            self.folder.mark(stage.index, "resumed_from", checkpoint=checkpoint.name, steps=num_steps)
             self.progress.say(f"stage {stage.index}: continuing from {checkpoint.name}")
         if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= num_steps:
             # Trained to the end, killed before after_task: nothing is left to train.

@@ -53,6 +53,7 @@ class CPO(Method):
     pairs: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "mean_logits"})
     judged_by: ClassVar[str] = "accuracy"
+    watched: ClassVar[tuple[str, ...]] = ("rewards/margins", "rewards/accuracies", "loss")
     judges_change: ClassVar[bool] = True
 
     beta: float = 0.1

@@ -64,6 +64,7 @@ class DPO(Method):
     pairs: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "reference_logps", *_LOGGED})
     judged_by: ClassVar[str] = "accuracy"
+    watched: ClassVar[tuple[str, ...]] = ("rewards/margins", "rewards/accuracies", "loss")
     judges_change: ClassVar[bool] = True
 
     beta: float = 0.1

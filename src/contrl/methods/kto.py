@@ -39,6 +39,7 @@ class KTO(Method):
 
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "reference_logps", "entropy", "mean_logits"})
     judged_by: ClassVar[str] = "accuracy"
+    watched: ClassVar[tuple[str, ...]] = ("rewards/chosen", "rewards/rejected", "kl")
     judges_change: ClassVar[bool] = True
 
     beta: float = 0.1

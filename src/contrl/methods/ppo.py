@@ -60,6 +60,7 @@ class PPO(SampledMethod):
 
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "entropy", "values"})
     fewest_samples: ClassVar[int] = 1
+    watched: ClassVar[tuple[str, ...]] = ("reward", "verifier/", "kl", "policy/entropy_avg")
 
     samples_per_prompt: int = 1
     num_epochs: int = 4

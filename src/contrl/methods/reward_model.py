@@ -44,6 +44,7 @@ class RewardModel(Method):
     pairs: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"scores"})
     judged_by: ClassVar[str] = "accuracy"
+    watched: ClassVar[tuple[str, ...]] = ("accuracy", "margin", "loss")
 
     center_rewards_coefficient: float | None = None
     max_length: int | None = 1024

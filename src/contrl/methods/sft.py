@@ -40,6 +40,7 @@ class SFT(Method):
     dropout: ClassVar[bool] = True
     imitates: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "entropy", "correct"})
+    watched: ClassVar[tuple[str, ...]] = ("loss", "mean_token_accuracy")
 
     loss_type: LossType = "nll"
     max_length: int | None = 1024

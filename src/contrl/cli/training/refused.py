@@ -42,6 +42,7 @@ _QUIET = {
     "pad_to_multiple_of": "contrl lays batches out by itself",
     "use_logits_to_keep": "only labelled positions are projected, always",
     "max_completion_length": "completions are cut by --max_length",
+    "log_samples_every": "nothing is sampled while it trains; the answers of each evaluation are in eval/*.parquet",
     "generate_during_eval": "answers are sampled where a task is judged by a reward: --reward_model_path",
     "slurm_partition": "tasks run one after the other in this process",
     "slurm_timeout_min": "tasks run one after the other in this process",
