@@ -48,8 +48,8 @@ class Options:
         resumes: the configuration is the folder's own, so it is not printed again.
         page: draw the page of a finished run (`contrl report` draws it at any time).
         say: prints a line, on rank 0.
-        callbacks: Trainer callbacks that show progress, given (stage, stages, steps, the numbers to watch); a base stage
-            has no stages.
+        callbacks: Trainer callbacks that show progress, given (stage, stages, steps, names to watch); a base stage has
+            no stages.
     """
 
     command: Sequence[str] = ()

@@ -51,4 +51,9 @@ def test_a_name_that_ends_in_a_slash_stands_for_one_that_begins_so() -> None:
 
 def test_times_and_rates() -> None:
     assert [clock(seconds) for seconds in (-1, 42, 725, 10812)] == ["0:00", "0:42", "12:05", "3:00:12"]
-    assert [rate(*pair) for pair in ((850, 1), (24600, 2), (0, 1), (5, 0))] == ["850 tokens/s", "12.3k tokens/s", "", ""]
+    assert [rate(*pair) for pair in ((850, 1), (24600, 2), (0, 1), (5, 0))] == [
+        "850 tokens/s",
+        "12.3k tokens/s",
+        "",
+        "",
+    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import json
 import logging
 import os
 import sys
@@ -37,6 +38,9 @@ COMMANDS = {
     "report": "build the page of a run and print its table",
     "compare": "runs or a study side by side, with intervals",
     "export-countdown": "models, logs, metrics and plot of a continual Countdown run",
+    "show": "a run or a study at a glance",
+    "watch": "curves of runs in the terminal, while they train or after",
+    "ls": "list the runs below a folder",
     "chat": "talk to a model",
     "merge": "add an adapter to its base and write the whole model",
 }
@@ -44,8 +48,7 @@ COMMANDS = {
 GROUPS = {
     "start": ("demo", "run", "resume"),
     "train": ("sft", "reward", "dpo", "ppo", "rloo", "grpo"),
-    "data": ("datasets", "preview"),
-    "look": ("evaluate", "report", "compare"),
+    "look": ("preview", "watch", "show", "report", "compare"),
 }
 """What ``contrl --help`` shows, at most 14; ``--help-all`` lists the rest of COMMANDS too."""
 TRAINING = ("sft", "reward", "dpo", "kto", "cpo", "orpo", "ppo", "rloo", "grpo")
@@ -70,14 +73,18 @@ Each command has its own examples: contrl COMMAND --help
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (see ``contrl.errors``)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _dispatch(arguments), debug="--debug" in arguments)
+    return guarded(lambda: _dispatch(arguments), debug="--debug" in arguments, as_json="--json" in arguments)
 
 
-def guarded(action: Callable[[], int | None], *, debug: bool = False) -> int:
-    """The exit code of an action; what a user can mend is told in words, unless ``debug`` keeps the traceback."""
+def guarded(action: Callable[[], int | None], *, debug: bool = False, as_json: bool = False) -> int:
+    """The exit code of an action; what a user can mend is told in words, unless ``debug`` keeps the traceback.
+
+    Args:
+        as_json: tell it as ``{"error": {...}}`` on standard output, where a program waits for JSON.
+    """
     try:
         try:
-            return _told(action, debug)
+            return _told(action, debug, as_json)
         finally:
             # What a pipe did not take must show here; at exit Python would complain about it in its own words.
             sys.stdout.flush()
@@ -87,7 +94,7 @@ def guarded(action: Callable[[], int | None], *, debug: bool = False) -> int:
         return BUG
 
 
-def _told(action: Callable[[], int | None], debug: bool) -> int:
+def _told(action: Callable[[], int | None], debug: bool, as_json: bool) -> int:
     # It warns, once imported, of kernels that nobody asked for; a user of contrl can do nothing about them.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
@@ -96,7 +103,12 @@ def _told(action: Callable[[], int | None], debug: bool) -> int:
         if debug:
             raise
         # Every process of a run meets the same error; one of each machine tells it.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            return error.exit_code
+        if as_json:
+            parts = {name: getattr(error, name, "") for name in ("what", "where", "why", "fix")}
+            print(json.dumps({"error": {"code": error.exit_code, **parts}}))
+        else:
             print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

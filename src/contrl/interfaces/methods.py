@@ -26,8 +26,8 @@ class Method:
             pass, so that the split into passes changes nothing; else "group".
         packing: whether several prompts may stand in one row, where the model allows it.
         judged_by: the name in ``judge``'s answer by which tasks without metric or reward are judged.
-        watched: logged names that a person follows while it trains, the most telling first: the first few that there are
-            are shown; one that ends in ``/`` stands for any name that begins with it.
+        watched: logged names that a person follows while it trains, the most telling first; of those that are logged
+            the first few are shown. One that ends in ``/`` stands for any name that begins with it.
         judges_change: ``judge`` finds the log-probabilities that the run started with as ``batch.reference_logps``.
         temperature: the logits are divided by it before the log-softmax.
         imitates: whether a row is an answer to imitate, so that any answer can be trained, the policy's own too.

@@ -51,7 +51,14 @@ class SampledMethod(OnlineMethod):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "entropy"})
-    watched: ClassVar[tuple[str, ...]] = ("reward", "verifier/", "kl", "kl_per_token", "frac_reward_zero_std", "entropy")
+    watched: ClassVar[tuple[str, ...]] = (
+        "reward",
+        "verifier/",
+        "kl",
+        "kl_per_token",
+        "frac_reward_zero_std",
+        "entropy",
+    )
     fewest_samples: ClassVar[int] = 2
     why_fewest: ClassVar[str] = ""
 

@@ -16,6 +16,7 @@ from contrl.continual import results
 from contrl.continual.records import read_records
 from contrl.pipeline.state import State
 from contrl.pipeline.steps import Step
+from contrl.report.watched import clock
 
 EVALUATION = "evaluation_metrics.json"
 _JUDGED = ("win_rate", "win_rate_ties_half", "tie_rate", "avg_reward", "reward_improvement", "length_ratio", "missing")
@@ -56,13 +57,6 @@ def table(found: Sequence[Row]) -> str:
         "  ".join([*(word.ljust(width) for word, width in zip(line, widths, strict=False)), line[-1]]).rstrip()
         for line in (head, *lines)
     )
-
-
-def clock(seconds: float) -> str:
-    """``1:02:03``, ``2:03``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _trained(step: Step) -> dict[str, float | None]:

@@ -6,7 +6,6 @@ terminal) the same text is plain, without escape codes or carriage returns. What
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, TextIO
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 from contrl.continual.metrics import FORMULAS
 from contrl.continual.results import Results
 from contrl.report.numbers import interval, item_counts, margin, number
+from contrl.report.terminal import can_write, clean, encodable, wants_colour
 from contrl.report.verdict import facts
 
 if TYPE_CHECKING:
@@ -48,12 +48,12 @@ Line = list[Span]
 def print_results(results: Results, stream: TextIO | None = None) -> None:
     """Print the table to ``stream`` (default: standard output), styled when it is a colour terminal."""
     stream = stream or sys.stdout
-    if _wants_colour(stream):
+    if wants_colour(stream):
         from rich.console import Console
 
         render(results, Console(file=stream))
         return
-    stream.write(_encodable(plain(results, symbols=symbols_for(stream.encoding)), stream.encoding))
+    stream.write(encodable(plain(results, symbols=symbols_for(stream.encoding)), stream.encoding))
     stream.flush()
 
 
@@ -63,12 +63,12 @@ def render(results: Results, console: Console | None = None) -> str | None:
         return plain(results)
     symbols, width = symbols_for(console.encoding), console.width if console.is_terminal else None
     if not console.is_terminal or console.no_color:
-        console.file.write(_encodable(plain(results, symbols, width), console.encoding))
+        console.file.write(encodable(plain(results, symbols, width), console.encoding))
         return None
     from rich.text import Text
 
     for line in layout(results, symbols, width):
-        text = Text.assemble(*((_encodable(span.text, console.encoding), span.style) for span in line))
+        text = Text.assemble(*((encodable(span.text, console.encoding), span.style) for span in line))
         console.print(text, soft_wrap=True, highlight=False)
     return None
 
@@ -81,11 +81,7 @@ def plain(results: Results, symbols: Symbols = UNICODE, width: int | None = None
 
 def symbols_for(encoding: str | None) -> Symbols:
     """The symbols this encoding can write."""
-    try:
-        "".join(UNICODE).encode(encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return ASCII
-    return UNICODE
+    return UNICODE if can_write("".join(UNICODE), encoding) else ASCII
 
 
 def layout(results: Results, symbols: Symbols, width: int | None) -> list[Line]:
@@ -105,21 +101,21 @@ def layout(results: Results, symbols: Symbols, width: int | None) -> list[Line]:
 
 def _heading(results: Results, symbols: Symbols) -> list[Line]:
     counts = item_counts([cell for row in results.matrix for cell in row if cell]).replace("–", symbols.dash)
-    scores = f"{_clean(results.metric)}, {symbols.plus_minus} 95% CI{f', n={counts}' if counts else ''}"
+    scores = f"{clean(results.metric)}, {symbols.plus_minus} 95% CI{f', n={counts}' if counts else ''}"
     lines: list[Line] = [
-        [Span(f" {symbols.dot} ".join(_clean(fact) for fact in facts(results)), "bold")],
+        [Span(f" {symbols.dot} ".join(clean(fact) for fact in facts(results)), "bold")],
         [Span(scores, "dim")],
     ]
     if not results.finished:
-        status = _clean(str(results.run.get("status", "unfinished")))
-        after = f"the figures below are after {_clean(results.rows[results.end])}"
+        status = clean(str(results.run.get("status", "unfinished")))
+        after = f"the figures below are after {clean(results.rows[results.end])}"
         progress = after if results.end >= 0 else "nothing was scored yet"
         lines.append([Span(f"{status}, not finished: {progress}", "yellow")])
     return lines
 
 
 def _matrix(results: Results, symbols: Symbols, width: int | None) -> list[Line]:
-    labels = ["after stage", *(_clean(row.replace("-", " ", 1)) for row in results.rows)]
+    labels = ["after stage", *(clean(row.replace("-", " ", 1)) for row in results.rows)]
     margin_width = max(map(len, labels)) + 2
     columns = [_column(results, column, symbols) for column in range(len(results.tasks))]
     lines: list[Line] = []
@@ -135,7 +131,7 @@ def _matrix(results: Results, symbols: Symbols, width: int | None) -> list[Line]
 
 def _column(results: Results, column: int, symbols: Symbols) -> list[Span]:
     """Header and cells of one task, padded to one width."""
-    spans = [Span(f"{_clean(results.tasks[column])}  ", "bold")]
+    spans = [Span(f"{clean(results.tasks[column])}  ", "bold")]
     spans.extend(_cell(results, row, column, symbols) for row in range(len(results.rows)))
     width = max(len(span.text) for span in spans)
     return [Span(span.text.rjust(width), span.style) for span in spans]
@@ -177,7 +173,7 @@ def _legend(results: Results, symbols: Symbols) -> list[Line]:
         f"  [ ] trained in this stage, {symbols.down} {symbols.up} significantly below / above its score "
         f"when it was last trained, {symbols.dash} not measured or not defined"
     )
-    notes: list[Line] = [[Span(f"  note: {_clean(note)}", "yellow")] for note in results.notes]
+    notes: list[Line] = [[Span(f"  note: {clean(note)}", "yellow")] for note in results.notes]
     return [*([Span(text, "dim")] for text in texts), *notes]
 
 
@@ -192,20 +188,3 @@ def _blocks(widths: Sequence[int], room: int) -> list[list[int]]:
         blocks[-1].append(column)
         used += width
     return blocks
-
-
-def _wants_colour(stream: TextIO) -> bool:
-    """https://no-color.org and the convention of FORCE_COLOR: a variable counts when it is not empty."""
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return False
-    return bool(os.environ.get("FORCE_COLOR")) or stream.isatty()
-
-
-def _clean(text: str) -> str:
-    """A name without control characters: it comes from a file and must not steer the terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _encodable(text: str, encoding: str | None) -> str:
-    encoding = encoding or "ascii"
-    return text.encode(encoding, errors="replace").decode(encoding)

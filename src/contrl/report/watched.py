@@ -1,4 +1,4 @@
-"""The few numbers a person follows while a method trains: which of the logged ones, what they are called, how they look.
+"""The few numbers a person follows while a method trains: which of the logged ones, and under what names.
 
 A method names them, the most telling first (``Method.watched``); what a run does not log is passed over, so that a
 method without a KL shows the next number in its place. Terminal, plain line and ``contrl watch`` show the same.
@@ -51,7 +51,7 @@ def told(numbers: Mapping[str, float], watched: Sequence[str], most: int = MOST)
 
 def clock(seconds: float) -> str:
     """``0:42``, ``12:05``, ``3:00:12``."""
-    minutes, rest = divmod(max(0, int(seconds)), 60)
+    minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
