@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from contrl import faults
 from contrl.config import load
 from contrl.errors import UserError
 from contrl.experiment import build_strategy, build_tasks, find
+from contrl.faults import Killed
 from contrl.interfaces import Context, Row, Stage, Strategy, Task, TaskSequence
 from contrl.planning import build_plan, load_of
 from contrl.strategies.joint import Joint
@@ -79,8 +81,8 @@ def test_epochs_are_longer_and_the_plan_says_so(runs: Runs) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_trains_on_both_tasks_and_equals_naive_until_it_does(runs: Runs) -> None:
-    """16 rows at 4 a step: 4 steps see each row of both tasks once; none of them is an evaluation row."""
+def test_a_run_trains_on_both_tasks_and_survives_a_kill(runs: Runs) -> None:
+    """16 rows at 4 a step: 4 steps see each row of both tasks once, none held out; the first stage is naive."""
     changes = {"training": {"save_steps": 4}}
     naive = remains(runs("naive", **changes))
     joint = runs("joint", strategies=["joint", "tests.plugins:Diary"], **changes)
@@ -94,6 +96,11 @@ def test_a_run_trains_on_both_tasks_and_equals_naive_until_it_does(runs: Runs) -
     assert left["weights"]["1-sums"] == naive["weights"]["1-sums"]
     assert left["weights"]["2-doubles"] != naive["weights"]["2-doubles"]
     assert set(metric(joint, "reward")) == {(stage, step) for stage in (1, 2) for step in range(1, 5)}
+    faults.arm("looked_back", 2)
+    with pytest.raises(Killed):
+        runs("run", strategies=["joint"], **changes)
+    alone = remains(runs("run", strategies=["joint"], **changes))
+    assert all(alone[kind] == left[kind] for kind in ("weights", "scores", "losses"))
 
 
 def held_out(runs: Runs, task: str) -> list[Row]:
