@@ -87,6 +87,7 @@ def _run(job: Job) -> int:
         folder = start(job.resolved, Options(command=job.command, page=False, resumes=True, say=_say))
         if not job.keep_weights:
             drop_weights(folder)
+        _say(f"took     {time.process_time():.0f} s of processor time")
     except Interrupted as stopped:
         print(stopped, flush=True)
         return stopped.exit_code
