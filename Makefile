@@ -13,7 +13,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test dev check format demo-study bench clean
+.PHONY: help demo test dev check format demo-study grid bench clean
 
 help:
 	@echo "make demo        install into $(VENV) and train on four tasks in a row: see what is learnt and forgotten"
@@ -22,6 +22,7 @@ help:
 	@echo "make check       format, lint, types, import contracts, fast tests"
 	@echo "make format      rewrite the code in the house format"
 	@echo "make demo-study  the demo with 3 seeds x 2 strategies (about half an hour on 2 cores)"
+	@echo "make grid        every method with every strategy, whole and LoRA; writes docs/grid.md"
 	@echo "make bench       speed and memory side by side with TRL and transformers"
 	@echo "make clean       remove $(VENV) and caches; runs/ and data/ stay"
 
@@ -48,6 +49,9 @@ demo-study: $(VENV)/run.stamp
 	for seed in 0 1 2; do for strategies in naive replay; do \
 	  $(BIN)/contrl demo --seed $$seed --strategies $$strategies --output_dir runs/study/$$strategies-$$seed || exit 1; \
 	done; done
+
+grid: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.grid.pairs
 
 bench: $(VENV)/bench.stamp
 	for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
