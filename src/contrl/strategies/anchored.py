@@ -34,7 +34,7 @@ class Anchored(Strategy):
             product (memory: twice the adapted weights).
     """
 
-    coef: float = 1.0
+    coef: float = 10.0
     form: Form = "gradient"
     space: Space = "weights"
     strength: dict[str, torch.Tensor] = field(default_factory=dict, init=False, repr=False)

@@ -27,6 +27,7 @@ class L2(Anchored):
 
     name = "l2"
 
+    coef: float = 1.0
     to: Literal["previous", "start"] = "previous"
     needs_start: bool = field(default=False, init=False)
 
