@@ -101,8 +101,8 @@ class Runs:
         }
 
     def start(self, config: Mapping[str, Any], **options: Any) -> Path:
-        """Run it in this process."""
-        return start(load(config, resolve=find), Options(say=self.said.append, **options))
+        """Run it in this process; the page, which takes longer than the run, is drawn only when asked for."""
+        return start(load(config, resolve=find), Options(**{"say": self.said.append, "page": False, **options}))
 
     def __call__(self, name: str = "run", **changes: Any) -> Path:
         """Configure and run."""

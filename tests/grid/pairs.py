@@ -83,7 +83,7 @@ class Pair:
 
     def run(self, world: Path, output_dir: Path) -> None:
         """Train and judge both tasks; raises when anything is not finite."""
-        run = start(load(self.config(world, output_dir), resolve=find), Options(say=lambda text: None))
+        run = start(load(self.config(world, output_dir), resolve=find), Options(say=lambda text: None, page=False))
         losses = metric(run, "loss")
         if len(losses) != 4 or not all(math.isfinite(value) for value in losses.values()):
             raise AssertionError(f"{self}: losses {losses}")
@@ -145,9 +145,9 @@ def page(cells: dict[tuple[str, str], list[str]], reasons: dict[str, list[str]])
     lines = [
         "# Which strategy goes with which method",
         "",
-        "Every pair was run: two tasks, a two-layer model, whole weights and a LoRA adapter (`make grid`; `make test` runs",
-        "a covering sample and checks every refusal). ✓ runs on both, LoRA on an adapter only, – is refused before a",
-        "model is loaded, with the reason below and what works instead.",
+        "Every pair was run: two tasks, a two-layer model, whole weights and a LoRA adapter (`make grid`;",
+        "`make test` runs a covering sample and checks every refusal). ✓ runs on both, LoRA on an adapter only, – is",
+        "refused before a model is loaded, with the reason below and what works instead.",
         "",
         f"| strategy | {' | '.join(METHODS)} |",
         f"|---|{'---|' * len(METHODS)}",

@@ -48,7 +48,7 @@ def adapted_layers(model: nn.Module) -> Iterator[Factors]:
     """
     policy: Any = model
     if not hasattr(policy, "peft_config"):
-        return
+        return  # a plain model also has a method of the name that is read below
     adapters = list(policy.active_adapters)
     for path, module in model.named_modules():
         if not isinstance(module, LoraLayer):
