@@ -60,3 +60,19 @@ def test_it_is_refused_before_a_model_is_loaded(runs: Runs) -> None:
 def test_a_base_stage_is_offline(runs: Runs) -> None:
     with pytest.raises(UserError, match="a base stage cannot learn by rloo"):
         check(runs.config(base={"method": "rloo"}))
+
+
+@pytest.mark.parametrize("strategies", [["ewc", "adapters"], ["independent", "ewc"], ["joint", "replay"]])
+def test_strategies_that_contradict_each_other(runs: Runs, strategies: list[str]) -> None:
+    """Told before a model is loaded, with the reason."""
+    model = {"name_or_path": "nobody/nothing", "use_peft": True}
+    with pytest.raises(UserError, match=r"cannot be combined") as caught:
+        runs.start(runs.config(strategies=strategies, model=model))
+    assert caught.value.why
+
+
+def test_every_refused_strategy_is_named_at_once(runs: Runs) -> None:
+    with pytest.raises(UserError, match="the strategy cppo, copr") as caught:
+        check(runs.config(method="sft", strategies=["cppo", "copr"]))
+    assert "ppo, rloo or grpo" in caught.value.fix
+    assert "dpo, cpo or orpo" in caught.value.fix
