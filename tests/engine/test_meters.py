@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from contrl.engine.memory import peak_bytes
 from contrl.engine.meters import Meters, extreme
 
 
@@ -37,3 +38,15 @@ def test_what_was_never_counted_is_not_reported() -> None:
 )
 def test_extremes_are_known_by_a_whole_word(name: str, kind: str) -> None:
     assert extreme(name) == kind
+
+
+def test_peak_memory_grows_with_what_is_held() -> None:
+    """Of this process, on the machine: 64 MiB more are seen."""
+    before = peak_bytes(torch.device("cpu"))
+    assert before is not None
+    assert before > 2**26
+    held = torch.ones(2**26 // 4)
+    after = peak_bytes(torch.device("cpu"))
+    assert after is not None
+    assert before <= after < 2**40
+    assert held.numel()

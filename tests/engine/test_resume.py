@@ -96,7 +96,7 @@ def final(engine: Engine) -> dict[str, Any]:
 
 def timeless(log: dict[str, float]) -> dict[str, float]:
     """What a step logs, without how long it took."""
-    return {k: v for k, v in log.items() if not k.startswith("seconds") and k != "tokens_per_second"}
+    return {k: v for k, v in log.items() if not k.startswith(("seconds", "memory")) and k != "tokens_per_second"}
 
 
 @pytest.mark.parametrize("name", sorted(CASES))

@@ -100,7 +100,7 @@ def test_metrics_are_those_of_one_process(name: str, folder: Path, tmp_path: Pat
     first, _ = told(folder, name, 0)
     for step, (mine, wanted) in enumerate(zip(first["logs"], alone["logs"], strict=True)):
         apart = (
-            {key for key in wanted if key.startswith("seconds") or key == "tokens_per_second"}
+            {key for key in wanted if key.startswith(("seconds", "memory")) or key == "tokens_per_second"}
             | (PER_PASS if name == "kto" else set())
             | (set() if step else {"rewards/accuracies"})
         )

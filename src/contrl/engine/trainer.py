@@ -36,6 +36,7 @@ from contrl.engine.evaluation import held_out
 from contrl.engine.forward import Routing, no_dropout, routed, run
 from contrl.engine.layout_check import check_head, choose_layout, probe
 from contrl.engine.measure import measure
+from contrl.engine.memory import peak_bytes
 from contrl.engine.meters import Meters
 from contrl.engine.online import Links
 from contrl.engine.reference_scores import PassSettings
@@ -343,7 +344,8 @@ class Engine(SavingTrainer):
         reduced = {"num_tokens": self.num_tokens, **self.meters.read(self.args.world_size)}
         seconds = time.perf_counter() - self._step_started if self._step_started else 0.0
         self._step_started = 0.0
-        return reduced | {"seconds": seconds}
+        peak = peak_bytes(self.args.device)
+        return reduced | {"seconds": seconds} | ({"memory/peak_gib": peak / 2**30} if peak is not None else {})
 
     # --- evaluation on held-out rows ------------------------------------------------------------------
 
