@@ -78,7 +78,8 @@ class Pair:
         try:
             check_pairs(resolved, build_tasks(resolved))
         except UserError as error:
-            return f"{error.why}: {error.fix}"
+            name = f"{VARIANTS[self.strategy]['name']}: "
+            return f"{error.why.removeprefix(name)}; instead: {error.fix.removeprefix(name)}"
         return ""
 
     def run(self, world: Path, output_dir: Path) -> None:

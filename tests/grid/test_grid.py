@@ -38,7 +38,7 @@ def test_refused_pairs_are_those_of_the_page(runs: Runs, monkeypatch: pytest.Mon
         refusal = pair.refusal(runs.world)
         assert bool(refusal) == (sign == "–" or (sign == "LoRA" and not pair.adapter)), (pair, refusal)
         if refusal:
-            why, _, fix = refusal.partition(": ")
+            why, _, fix = refusal.partition("; instead: ")
             assert why
             assert any(name in fix for name in (*STRATEGIES, *METHODS, "use_peft", "space")), refusal
 
