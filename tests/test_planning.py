@@ -13,11 +13,11 @@ from contrl.config import load
 from contrl.continual.estimate import Size, seconds
 from contrl.continual.processes import Ranks
 from contrl.continual.rotation import Rotation
-from contrl.errors import UserError
+from contrl.errors import ConfigErrors, UserError
 from contrl.experiment import build_tasks, find
-from contrl.interfaces import TaskSequence
+from contrl.interfaces import Task, TaskSequence
 from contrl.models.load import load_tokenizer
-from contrl.planning import announce, build_plan, load_of, usable
+from contrl.planning import announce, build_plan, build_sequence, load_of, usable
 from tests import runs as small
 from tests.runs import Runs
 
@@ -151,3 +151,63 @@ def test_prompts_that_are_too_long_are_left_out(runs: Runs) -> None:
     offline = load(runs.config(max_prompt_tokens=1, method="sft"), resolve=find).config
     whole = sequence_of(offline)
     assert usable(whole, build_plan(offline, whole, 1), load_tokenizer(config.model), said.append) == whole
+
+
+# --- the stages of a sequence -----------------------------------------------------------------------------
+
+FLIPS = {"name": "opposite_preferences", "train_size": 4, "eval_size": 2}
+
+
+def flips(runs: Runs, **changes: Any) -> Any:
+    return load(runs.config(tasks=FLIPS, method="dpo", **changes), ["order_seed=1"], resolve=find)
+
+
+def test_a_named_sequence_is_put_in_order_and_told(runs: Runs) -> None:
+    """Columns stand in the order of learning; a task of no stage comes last and is judged all the same."""
+    said: list[str] = []
+    stages = [["shorter", "no_first"], ["longer"]]
+    sequence = build_sequence(flips(runs, stages=stages, order="reversed", rounds=2), said.append)
+    assert [(stage.tasks, stage.round) for stage in sequence.stages] == [
+        (("longer",), 1),
+        (("shorter", "no_first"), 1),
+        (("longer",), 2),
+        (("shorter", "no_first"), 2),
+    ]
+    assert [task.name for task in sequence.tasks] == ["longer", "shorter", "no_first", "yes_first"]
+    assert said == [
+        "order    reversed: longer, shorter+no_first",
+        "judged   yes_first: in no stage, so never learnt",
+    ]
+
+
+def test_each_round_has_the_same_random_order_which_the_seed_does_not_change(runs: Runs) -> None:
+    def order(**changes: Any) -> list[str]:
+        return [stage.tasks[0] for stage in build_sequence(flips(runs, order="random", **changes)).stages]
+
+    first = order(rounds=2)
+    assert first[:4] == first[4:] == order(seed=5)
+    assert sorted(first[:4]) == sorted(["longer", "shorter", "yes_first", "no_first"])
+
+
+def test_wrong_names_of_a_named_sequence_are_told_together_with_their_place(runs: Runs) -> None:
+    resolved = load(runs.config(tasks=FLIPS, method="dpo"), ["stages=[[longr], [shorter, shorter]]"], resolve=find)
+    with pytest.raises(ConfigErrors) as caught:
+        build_sequence(resolved)
+    assert [(error.where, error.what) for error in caught.value.errors] == [
+        ("command line", "stages.0: no task is called 'longr'"),
+        ("command line", "stages.1: shorter stands there twice"),
+    ]
+
+
+def one_lr_each() -> list[Task]:
+    row = {"prompt": "a", "completion": "b"}
+    return [Task(name, [row], [row], training={"learning_rate": rate}) for name, rate in (("x", 1e-3), ("y", 1e-4))]
+
+
+def test_tasks_of_code_that_disagree_share_no_stage(runs: Runs) -> None:
+    tasks = {"name": "tests.test_planning:one_lr_each"}
+    resolved = load(runs.config(tasks=tasks, method="sft", stages=[["x", "y"]]), resolve=find)
+    with pytest.raises(ConfigErrors, match="training.learning_rate: tasks of one stage disagree: 0.001 for x"):
+        build_sequence(resolved)
+    apart = load(runs.config(tasks=tasks, method="sft"), resolve=find)
+    assert len(build_sequence(apart).stages) == 2

@@ -54,10 +54,15 @@ STRATEGIES = {
 }
 SEQUENCES = {
     "countdown": "contrl.continual.sequences:Countdown",
+    "cppo-reward": "contrl.continual.sequences:CPPOReward",
+    "cppo-rl": "contrl.continual.sequences:CPPORL",
     "dataset": "contrl.continual.sequences:Dataset",
+    "debug": "contrl.continual.sequences:Debug",
     "opposite_preferences": "contrl.continual.synthetic:OppositePreferences",
     "part": "contrl.continual.parts:Part",
     "tables_and_rules": "contrl.continual.synthetic:TablesAndRules",
+    "ultrafeedback2anthropic": "contrl.continual.sequences:UltrafeedbackToAnthropic",
+    "ultrafeedback2anthropic_reduced": "contrl.continual.sequences:UltrafeedbackToAnthropicReduced",
 }
 REWARDS = {
     "accuracy": "contrl.rewards.rules:Accuracy",

@@ -58,6 +58,14 @@ def build_sequence(resolved: Resolved, say: Callable[[str], None] = lambda text:
     return sequence
 
 
+def _origin(resolved: Resolved, path: str) -> str:
+    """Where a value was given; a part of a list where the list was. "" for a default and for what has no origin."""
+    while path and path not in resolved.origins:
+        path = path.rpartition(".")[0]
+    found = resolved.origins.get(path, "")
+    return "" if found == "default" else found
+
+
 def build_plan(config: RunConfig, sequence: TaskSequence, world_size: int) -> Plan:
     """What the stage loop needs to know, and the batch arithmetic checked."""
     training = config.training

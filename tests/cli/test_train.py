@@ -178,7 +178,6 @@ def test_flags_without_effect_are_noted(argv: list[str], note: str) -> None:
         (["--data_seed", "3"], "--seed"),
         (["--accelerate_config", "zero3"], "accelerate launch -m contrl"),
         (["--dataset_text_field", "content"], 'the column "text"'),
-        (["--mock"], "give a file"),
     ],
 )
 def test_flags_that_would_change_results_are_refused(argv: list[str], instead: str) -> None:
@@ -190,6 +189,59 @@ def test_flags_that_would_change_results_are_refused(argv: list[str], instead: s
 def test_refused_flags_may_say_what_holds_anyway() -> None:
     argv = ["--label_smoothing_factor", "0.0", "--load_best_model_at_end", "False", "--resume_from_checkpoint", "True"]
     assert read("sft", [*MINIMAL, *argv, "--dataset_text_field", "text", "--no_auto_find_batch_size"]).notes == []
+
+
+# --- sequences by name ------------------------------------------------------------------------------------
+
+
+def sequence_asked(tmp_path: Path, command: str, *argv: str) -> tuple[str, dict[str, Any]]:
+    """Name and fields of the sequence that a command line means."""
+    from contrl.cli.training.command import parts_of, resolved_of
+
+    request = read(command, ["--model_name_or_path", "tiny", "--output_dir", str(tmp_path / "run"), *argv])
+    (_, overrides), *_ = parts_of(request)
+    tasks = resolved_of(request, [*request.overrides, *overrides]).config.tasks
+    return tasks.name, dict(tasks.fields)
+
+
+def test_a_sequence_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, fields = sequence_asked(tmp_path, "dpo", "--dataset_name", "debug", "--dataset_index", "2", "--mock")
+    assert (name, fields["dataset_index"]) == ("debug", 2)
+    assert sequence_asked(tmp_path, "reward", "debug", "--subset_size", "9")[1]["subset_size"] == 9
+    name, fields = sequence_asked(tmp_path, "dpo", "opposite_preferences", "tasks.train_size=50")
+    assert (name, fields["train_size"]) == ("opposite_preferences", 50)
+    assert sequence_asked(tmp_path, "grpo", "--dataset_name", "tables_and_rules")[0] == "tables_and_rules", (
+        "it brings its own reward"
+    )
+
+
+def test_a_folder_of_that_name_comes_first_unless_mocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "debug").mkdir()
+    name, fields = sequence_asked(tmp_path, "dpo", "--dataset_name", "debug")
+    assert (name, fields["path"]) == ("dataset", str(tmp_path / "debug"))
+    assert sequence_asked(tmp_path, "dpo", "--dataset_name", "debug", "--mock")[0] == "debug"
+
+
+def test_mock_with_another_name_is_refused() -> None:
+    with pytest.raises(ConfigErrors, match="AIF-Gen has no sequence called 'debgu'\n  did you mean debug?"):
+        read("dpo", ["--model_name_or_path", "tiny", "--dataset_name", "debgu", "--mock"])
+    assert read("dpo", [*MINIMAL, "--mock", "False"]).notes == []
+
+
+def test_order_and_stages_are_flags(tmp_path: Path) -> None:
+    from contrl.cli.training.command import resolved_of
+
+    def asked(*argv: str) -> tuple[Any, ...]:
+        request = read("sft", [*MINIMAL, "--output_dir", str(tmp_path / "run"), *argv])
+        config = resolved_of(request, request.overrides).config
+        return config.order, config.order_seed, config.stages, config.rounds
+
+    assert asked("--order", "random", "--order_seed", "3", "--rounds", "2") == ("random", 3, None, 2)
+    assert asked("--order", "b", "a") == (("b", "a"), 0, None, 1)
+    assert asked("--order=b,a")[0] == ("b", "a")
+    assert asked("--stages", "[[a, b], [c]]") == ("given", 0, (("a", "b"), ("c",)), 1)
 
 
 # --- mistakes -------------------------------------------------------------------------------------------
@@ -205,11 +257,11 @@ def mistakes(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 def test_all_mistakes_of_the_flags_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    said = mistakes(capsys, "dpo", "--learnin_rate", "1", "--beta", "--mock", "a", "b")
+    said = mistakes(capsys, "dpo", "--learnin_rate", "1", "--beta", "--reference_free", "a", "b")
     for fragment in (
         "--learnin_rate: there is no such flag\n  did you mean --learning_rate?",
         "--beta: it needs a value",
-        "--mock true: contrl does not do this",
+        "--reference_free true: contrl does not do this",
         "'b' belongs to no flag",
         "contrl dpo needs --model_name_or_path\n",
     ):

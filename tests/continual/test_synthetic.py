@@ -65,3 +65,27 @@ def test_a_flip_makes_the_earlier_task_fall(runs: Runs) -> None:
     assert shorter[1] > 0.9
     data = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert (data["order"], data["order_seed"], data["sequence"]) == ("given", 0, ["longer", "shorter"])
+
+
+def test_tasks_of_one_stage_are_learnt_together_and_a_probe_is_judged(runs: Runs) -> None:
+    """Two tasks in a stage under an adapter-free dpo with replay, then a third; the fourth is in no stage."""
+    tasks = {"name": "opposite_preferences", "train_size": 8, "eval_size": 4}
+    changes = {"method": {"name": "dpo"}, "strategies": ["replay"], "training": {"max_steps": 2, "save_steps": 1}}
+    run = runs(
+        "shared", tasks=tasks, stages=[["longer", "yes_first"], ["shorter"]], order="reversed", rounds=2, **changes
+    )
+    data = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert (data["order"], data["sequence"]) == ("reversed", ["shorter", "longer", "yes_first", "no_first"])
+    assert [(stage["tasks"], stage["round"], stage["folder"]) for stage in data["stages"]] == [
+        (["shorter"], 1, "stages/1-shorter"),
+        (["longer", "yes_first"], 1, "stages/2-longer+yes_first"),
+        (["shorter"], 2, "stages/3-shorter"),
+        (["longer", "yes_first"], 2, "stages/4-longer+yes_first"),
+    ]
+    results = read(run)
+    assert [len(row) for row in results.matrix] == [4] * 5
+    assert {cell.n for row in results.matrix for cell in row} == {4}
+    found = json.loads((run / "results.json").read_text(encoding="utf-8"))["metrics"]
+    names = {metric["name"]: metric["value"] for metric in found.values()} if isinstance(found, dict) else {}
+    assert all(names.get(name) is not None for name in ("average", "forgetting")), found
+    assert "judged   no_first: in no stage, so never learnt" in runs.text

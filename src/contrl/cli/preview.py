@@ -82,7 +82,7 @@ def command(options: argparse.Namespace) -> int:
 def _tasks(options: argparse.Namespace) -> tuple[list[tuple[str, list[Row]]], list[str]]:
     """(name, rows) of each task of the data set, a plain one is one task; and what was left out when it was read."""
     from contrl.continual.sequences import Dataset
-    from contrl.data.aif_gen import is_continual
+    from contrl.data.continual import is_continual
     from contrl.data.recipes import RECIPES
     from contrl.data.sources import is_mix, mix, read_rows
     from contrl.errors import UserError

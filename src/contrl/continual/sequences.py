@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from contrl.data import countdown
-from contrl.data.aif_gen import is_continual, read_tasks
+from contrl.data.continual import ContinualTask, is_continual, pick, read_tasks
+from contrl.data.named import read_named
 from contrl.data.recipes import RECIPES
 from contrl.data.sources import find_splits, hold_out, is_mix, mix, read_rows, short_name
 from contrl.errors import UserError
@@ -23,6 +24,7 @@ def countdown_success(**columns: Any) -> list[float | None]:
     return [float(is_success(score)) for score in countdown_reward(**columns)]
 
 
+COUNTDOWN = "countdown"
 COUNTDOWN_METRIC = Metric("success", countdown_success)
 
 
@@ -70,10 +72,9 @@ class Dataset:
             UserError: as ``read_rows`` and ``read_tasks``.
         """
         self.notes.clear()
-        if is_continual(self.path):
-            test_split = None if self.eval_size is not None else self.test_split
-            read = read_tasks(self.path, self.dataset_index, train_split=self.train_split, test_split=test_split)
-            return [self._task(task.name, task.train, task.test) for task in read]
+        if (read := self._read()) is not None:
+            self.notes.extend(note for task in read for note in task.notes)
+            return [self._task(task.name, task.train, task.test, task.verifier) for task in read]
         if self.dataset_index not in (None, 0):
             raise UserError(
                 f"dataset_index {self.dataset_index} of a data set that is one task",
@@ -87,6 +88,16 @@ class Dataset:
                 re.sub(r"[^\w.+-]+", "-", short_name(self.path)), train, self._rows(test_split) if test_split else []
             )
         ]
+
+    def _read(self) -> list[ContinualTask] | None:
+        """The tasks of a source that holds a sequence; None for one that is a single task."""
+        if not is_continual(self.path):
+            return None
+        return read_tasks(self.path, self.dataset_index, train_split=self.train_split, test_split=self._test_split)
+
+    @property
+    def _test_split(self) -> str | None:
+        return None if self.eval_size is not None else self.test_split
 
     def _split_to_judge_by(self) -> str | None:
         if self.eval_size is not None:
@@ -111,10 +122,12 @@ class Dataset:
         self.notes.extend(f"{split}: {note}" for note in notes)
         return rows
 
-    def _task(self, name: str, train: Sequence[Row], held_out: Sequence[Row]) -> Task:
+    def _task(self, name: str, train: Sequence[Row], held_out: Sequence[Row], verifier: str = "") -> Task:
         train, held_out = self._kept(name, train), self._kept(name, held_out)
         if self.eval_size is not None:
             train, held_out = hold_out(train, self.eval_size, seed=0)
+        if verifier == COUNTDOWN:
+            return Task(name, train, held_out, countdown_reward, COUNTDOWN_METRIC)
         return Task(name, train, held_out)
 
     def _kept(self, name: str, rows: Sequence[Row]) -> list[Row]:
@@ -124,6 +137,52 @@ class Dataset:
         if rows and not kept:
             raise UserError("no chat has only one question and one answer", where=self.path, fix="single_turn: false")
         return first_of_each(kept, self.subset_size) if is_mix(self.path) else kept[: self.subset_size]
+
+
+@dataclass(frozen=True)
+class Named(Dataset):
+    """One of AIF-Gen's own sequences, whatever lies on this machine under its name."""
+
+    path: str = field(init=False, default="")
+
+    def _read(self) -> list[ContinualTask]:
+        read = read_named(self.path, train_split=self.train_split, test_split=self._test_split)
+        return pick(read, self.dataset_index, f"sequence {self.path}")
+
+
+@dataclass(frozen=True)
+class Debug(Named):
+    """Three tasks of 100 train and 100 test pairs: UltraFeedback twice, Anthropic's HH-RLHF once."""
+
+    path: str = field(init=False, default="debug")
+
+
+@dataclass(frozen=True)
+class UltrafeedbackToAnthropic(Named):
+    """UltraFeedback, then HH-RLHF."""
+
+    path: str = field(init=False, default="ultrafeedback2anthropic")
+
+
+@dataclass(frozen=True)
+class UltrafeedbackToAnthropicReduced(Named):
+    """The first 35,200 train and 1,000 test pairs of both."""
+
+    path: str = field(init=False, default="ultrafeedback2anthropic_reduced")
+
+
+@dataclass(frozen=True)
+class CPPOReward(Named):
+    """CPPO's pairs for reward models: summaries of posts about relationships, then of all others."""
+
+    path: str = field(init=False, default="cppo-reward")
+
+
+@dataclass(frozen=True)
+class CPPORL(Named):
+    """CPPO's prompts for reinforcement: the same posts, without its validation rows."""
+
+    path: str = field(init=False, default="cppo-rl")
 
 
 def is_single_turn(row: Row) -> bool:

@@ -28,12 +28,17 @@ _OPENING = re.compile(r'\s*\{\s*"datasets"\s*:\s*\[')
 
 
 class ContinualTask(NamedTuple):
-    """One task of a continual file: its rows by split, and what it asks for in a sentence."""
+    """One task of a sequence: its rows by split, what it asks for in a sentence, what to say of rows left out.
+
+    ``verifier`` names the reward that its rows bring; "" none.
+    """
 
     name: str
     train: list[Row]
     test: list[Row]
     description: str
+    notes: tuple[str, ...] = ()
+    verifier: str = ""
 
 
 def is_continual(source: str) -> bool:

@@ -6,7 +6,7 @@ split, unless another one is named.
 
 from __future__ import annotations
 
-from contrl.data.aif_gen import is_continual, read_tasks
+from contrl.data.continual import is_continual, read_tasks
 from contrl.data.prompts import to_prompts
 from contrl.data.recipes import RECIPES, UNUSABLE
 from contrl.data.sources import find_splits, is_mix, mix, read_rows

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from contrl.cli.flags import Flag, Given, without_secrets
 from contrl.cli.training import help
 from contrl.cli.training.online import METHOD_DEFAULTS
-from contrl.cli.training.request import Request, read
+from contrl.cli.training.request import READER, Request, read, sequence_of
 from contrl.cli.training.reward_first import make_room, names_a_reward, policy_overrides, report, reward_run
 from contrl.cli.training.table import COMMANDS, NUM_EPOCHS, flags_of
 from contrl.config.tree import COMMAND_LINE
@@ -111,12 +111,12 @@ def forget_secrets(request: Request) -> None:
 def parts_of(request: Request) -> list[tuple[str, list[str]]]:
     """The runs a command consists of: (folder, overrides). More than one only for a reward model of each task."""
     source = absolute(request.text("dataset_name"))
-    overrides = [f"tasks.path={_quoted(source)}"]
+    overrides = [f"tasks.path={_quoted(source)}"] if sequence_of(request) == READER else []
     folder = next(text.partition("=")[2].strip('"') for text in request.overrides if text.startswith("output_dir="))
     chosen = request.text("dataset_index")
     if request.command != "reward" or not (chosen or request.is_on("all_datasets")):
         return [(folder, overrides)]
-    from contrl.data.aif_gen import is_continual, read_tasks
+    from contrl.data.continual import is_continual, read_tasks
 
     if not is_continual(source):
         return [(folder, overrides)]
@@ -161,7 +161,7 @@ def resolved_of(
     command = COMMANDS[request.command]
     given = given or {
         "method": {"name": request.command, **METHOD_DEFAULTS.get(request.command, {})},
-        "tasks": {"name": "dataset"},
+        "tasks": {"name": READER},
         "training": {"learning_rate": command.learning_rate, "num_train_epochs": NUM_EPOCHS},
     }
     by_path = {value.flag.path: value for value in request.given.values() if value.flag.path}

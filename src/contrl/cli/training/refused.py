@@ -65,7 +65,6 @@ _STOPPED = {
     "accelerate_config": _LAUNCH,
     "num_processes": _LAUNCH,
     "dataset_streaming": "rows are read whole: a step's batches need all lengths, and a resumed run the same rows",
-    "mock": "give a file: contrl has no made-up data sets by that name",
     "reference_free": "contrl cpo and contrl orpo need no reference",
     "rpo_alpha": "give --loss_type sigmoid sft --loss_weights 1 ALPHA",
     "truncation_mode": "prompts are cut from the start (--max_prompt_length), completions from the end",
@@ -109,7 +108,6 @@ _SWITCHES = {
     "generate_during_eval",
     "shuffle_dataset",
     "dataset_streaming",
-    "mock",
     "reference_free",
     "activation_offloading",
 }

@@ -12,14 +12,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from contrl.cli.flags import Flag, Found, Given, override, read_argv, read_section, readable
+from contrl.cli.training.declared import known
 from contrl.cli.training.meaning import Meaning, meaning_of
 from contrl.cli.training.online import is_online
 from contrl.cli.training.table import COMMANDS, flags_of, home_of
 from contrl.config import tree
 from contrl.config.tree import COMMAND_LINE, Fields, Node, Scalar
+from contrl.config.walk import nearest
 from contrl.errors import ConfigErrors, UserError
 
 _REQUIRED = ("model_name_or_path", "dataset_name")
+READER = "dataset"
+_READERS = (READER, "part")
+"""Sequences that read what a path or a name stands for."""
+_REWARDED = ("countdown", "tables_and_rules")
+"""Sequences whose tasks bring their own reward."""
 _OF_A_RUN = {"model", "method", "tasks", "training", "evaluation", "base"}
 """Keys of a file for ``contrl run``, which no flag has."""
 
@@ -102,9 +109,12 @@ def read(
         if "sft_model_path" in found.given:
             policy = found.given["sft_model_path"]
             found.given["model_name_or_path"] = policy._replace(flag=flags["model_name_or_path"])
-        needed = needs_reward and not any(text.startswith("rewards.functions") for text in found.overrides)
+        rewarded = any(text.startswith("rewards.functions") for text in found.overrides)
+        data = found.given.get("dataset_name")
+        needed = needs_reward and not rewarded and (data is None or data.text not in _REWARDED)
         meaning = meaning_of(command, found.given, flags, needs_reward=needed)
-    errors = [*found.errors, *_refusals(found.given), *_missing(command, found, asks.required), *meaning.errors]
+    absent = _missing(command, found, asks.required)
+    errors = [*found.errors, *_refusals(found.given), *absent, *_mock(found), *meaning.errors]
     if errors:
         raise ConfigErrors(errors)
     request = Request(command, found.given, [], environment={**environment, **meaning.environment})
@@ -124,6 +134,19 @@ def _short(name: str) -> str:
     ends = [Path(part.strip()).name for part in name.split(",")]
     ends = [re.sub(r"\.(jsonl?|csv|tsv|txt|parquet|arrow)(\.(gz|zst))?$", "", end) for end in ends]
     return re.sub(r"[^\w.+-]+", "-", "+".join(ends))
+
+
+def sequence_of(request: Request) -> str:
+    """``dataset``, which reads what the name stands for, or the sequence that goes by the name itself.
+
+    What lies on this machine under the name is meant, unless ``--mock`` says otherwise.
+    """
+    name = request.text("dataset_name")
+    if name not in known("SEQUENCES") or name in _READERS:
+        return READER
+    from contrl.data.folders import local
+
+    return name if request.is_on("mock") or local(name) is None else READER
 
 
 # --- the file -------------------------------------------------------------------------------------------
@@ -185,8 +208,8 @@ def _refusals(given: Mapping[str, Given]) -> list[UserError]:
     ]
 
 
-def _missing(command: str, found: Found, required: Sequence[str]) -> list[UserError]:
-    absent = [f"--{name}" for name in required if name not in found.given.keys() | found.valueless]
+    absent = _missing(command, found, asks.required)
+    errors = [*found.errors, *_refusals(found.given), *absent, *_mock(found), *meaning.errors]
     if not absent:
         return []
     example = f"contrl {command} --model_name_or_path tiny --dataset_name {COMMANDS[command].dataset}"
@@ -216,7 +239,9 @@ def _collect(request: Request, meaning: Meaning) -> None:
     paths = {path: node for path, node in paths.items() if path not in meaning.dropped} | meaning.paths
     # A list of names is one text of the sequence; it has no other lists.
     if "tasks.path" in paths:
-        paths["tasks.path"] = Scalar(COMMAND_LINE, request.text("dataset_name"), quoted=True)
+        del paths["tasks.path"]
+        key = "tasks.path" if sequence_of(request) == READER else "tasks.name"
+        paths[key] = Scalar(COMMAND_LINE, request.text("dataset_name"), quoted=True)
     if "output_dir" not in request.given:
         paths["output_dir"] = Scalar(COMMAND_LINE, default_folder(request), quoted=True)
     request.overrides += [override(path, node) for path, node in paths.items()]
