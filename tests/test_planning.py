@@ -207,7 +207,7 @@ def one_lr_each() -> list[Task]:
 def test_tasks_of_code_that_disagree_share_no_stage(runs: Runs) -> None:
     tasks = {"name": "tests.test_planning:one_lr_each"}
     resolved = load(runs.config(tasks=tasks, method="sft", stages=[["x", "y"]]), resolve=find)
-    with pytest.raises(ConfigErrors, match="training.learning_rate: tasks of one stage disagree: 0.001 for x"):
+    with pytest.raises(ConfigErrors, match=r"learning_rate: tasks of one stage disagree: 0\.001 for x"):
         build_sequence(resolved)
     apart = load(runs.config(tasks=tasks, method="sft"), resolve=find)
     assert len(build_sequence(apart).stages) == 2

@@ -45,7 +45,7 @@ def build_sequence(resolved: Resolved, say: Callable[[str], None] = lambda text:
         found = list(orders.conflicts(groups, general, own))
     if found:
         name = config.tasks.name if isinstance(config.tasks, SequenceConfig) else "tasks"
-        errors = [UserError(p.what, where=resolved.origins.get(p.path, name), why=p.why, fix=p.fix) for p in found]
+        errors = [UserError(p.what, where=_origin(resolved, p.path) or name, why=p.why, fix=p.fix) for p in found]
         raise ConfigErrors(errors)
     sequence = TaskSequence.staged(tasks, groups, config.rounds)
     if config.order != "given" or config.stages is not None:

@@ -225,7 +225,7 @@ def test_a_folder_of_that_name_comes_first_unless_mocked(tmp_path: Path, monkeyp
 
 
 def test_mock_with_another_name_is_refused() -> None:
-    with pytest.raises(ConfigErrors, match="AIF-Gen has no sequence called 'debgu'\n  did you mean debug?"):
+    with pytest.raises(ConfigErrors, match="AIF-Gen has no sequence called 'debgu'\n  did you mean debug"):
         read("dpo", ["--model_name_or_path", "tiny", "--dataset_name", "debgu", "--mock"])
     assert read("dpo", [*MINIMAL, "--mock", "False"]).notes == []
 

@@ -85,7 +85,6 @@ def test_tasks_of_one_stage_are_learnt_together_and_a_probe_is_judged(runs: Runs
     results = read(run)
     assert [len(row) for row in results.matrix] == [4] * 5
     assert {cell.n for row in results.matrix for cell in row} == {4}
-    found = json.loads((run / "results.json").read_text(encoding="utf-8"))["metrics"]
-    names = {metric["name"]: metric["value"] for metric in found.values()} if isinstance(found, dict) else {}
-    assert all(names.get(name) is not None for name in ("average", "forgetting")), found
+    metrics = json.loads((run / "results.json").read_text(encoding="utf-8"))["metrics"]
+    assert all(metrics[name]["value"] is not None for name in ("average", "forgetting"))
     assert "judged   no_first: in no stage, so never learnt" in runs.text
