@@ -208,8 +208,22 @@ def _refusals(given: Mapping[str, Given]) -> list[UserError]:
     ]
 
 
-    absent = _missing(command, found, asks.required)
-    errors = [*found.errors, *_refusals(found.given), *absent, *_mock(found), *meaning.errors]
+def _mock(found: Found) -> list[UserError]:
+    """``--mock`` with a name that is none of AIF-Gen's own."""
+    mock, data = found.given.get("mock"), found.given.get("dataset_name")
+    if mock is None or mock.is_no or data is None:
+        return []
+    from contrl.data.named import NAMED
+
+    if data.text in NAMED:
+        return []
+    meant = nearest(data.text, NAMED)
+    fix = f"did you mean {meant}?" if meant else f"its sequences: {', '.join(NAMED)}"
+    return [UserError(f"--mock: AIF-Gen has no sequence called {data.text!r}", where=str(mock.place), fix=fix)]
+
+
+def _missing(command: str, found: Found, required: Sequence[str]) -> list[UserError]:
+    absent = [f"--{name}" for name in required if name not in found.given.keys() | found.valueless]
     if not absent:
         return []
     example = f"contrl {command} --model_name_or_path tiny --dataset_name {COMMANDS[command].dataset}"
