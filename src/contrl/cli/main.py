@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 
 from contrl import __version__
@@ -148,7 +149,8 @@ def overview(*, everything: bool = False) -> str:
         if known and (everything or title in GROUPS):
             lines += ["", f"{title}:", *(f"    {name:9} {COMMANDS[name]}" for name in known)]
     if groups["more"] and not everything:
-        lines += ["", f"contrl --help-all also shows {', '.join(groups['more'])}."]
+        also = f"contrl --help-all also shows {', '.join(groups['more'])}."
+        lines += ["", *textwrap.wrap(also, 100, subsequent_indent="    ", break_on_hyphens=False)]
     return "\n".join([*lines, "", EXAMPLES.rstrip()])
 
 
