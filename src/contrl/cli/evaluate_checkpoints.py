@@ -197,7 +197,11 @@ def _first_row(wanted: Wanted) -> Mapping[str, Any]:
 
 def _data(name: str) -> str:
     from contrl.cli.training.command import absolute
+    from contrl.data.folders import local
+    from contrl.data.named import NAMED
 
+    if name in NAMED and local(name) is None:
+        return f"tasks.name={name}"
     return f"tasks.path={_quoted(absolute(name))}"
 
 
