@@ -150,7 +150,7 @@ def overview(*, everything: bool = False) -> str:
             lines += ["", f"{title}:", *(f"    {name:9} {COMMANDS[name]}" for name in known)]
     if groups["more"] and not everything:
         also = f"contrl --help-all also shows {', '.join(groups['more'])}."
-        lines += ["", *textwrap.wrap(also, 100, subsequent_indent="    ", break_on_hyphens=False)]
+        lines += ["", *textwrap.wrap(also, 100, subsequent_indent="  ", break_on_hyphens=False)]
     return "\n".join([*lines, "", EXAMPLES.rstrip()])
 
 
