@@ -128,9 +128,11 @@ def resume(folder: Path, options: Options) -> Path:
 def finish(folder: RunFolder, *, page: bool = True) -> None:
     """Write results and report of a complete run."""
     from contrl.continual import results
+    from contrl.continual.cards import write_final_cards
 
     folder.amend_manifest(status="finished")
     results.write(folder.path)
+    write_final_cards(folder.path)
     if page:
         from contrl.report.page import build
 

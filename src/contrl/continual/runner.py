@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from contrl.continual.cards import with_results
 from contrl.continual.carried import carried_into, keep_optimizer, reset_adapter
 from contrl.continual.context import Contexts
 from contrl.continual.logs import MetricsLog
@@ -271,7 +272,7 @@ class Runner:
                     self.policy.model.save_pretrained(staging)
                 save_value(self.policy.model, staging)
                 self.policy.tokenizer.save_pretrained(staging)
-                write_card(staging, self.plan.card)
+                write_card(staging, with_results(self.folder.path, self.plan.card))
                 save_state(staging, STRATEGY, self.strategy.state_dict())
                 if self.plan.between_tasks.optimizer == "keep":
                     keep_optimizer(folder, staging)

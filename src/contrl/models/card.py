@@ -95,10 +95,13 @@ def _body(value: Any) -> str:
 
 
 def _table(matrix: Mapping[str, Any]) -> str:
-    columns = ["after", *map(str, matrix["columns"])]
+    columns = ["after", *(str(name).replace("|", "\\|") for name in matrix["columns"])]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in matrix["rows"]:
-        cells = ["–" if cell is None else cell if isinstance(cell, str) else f"{cell:.3f}" for cell in row]
+        cells = [
+            "–" if cell is None else cell.replace("|", "\\|") if isinstance(cell, str) else f"{cell:.3f}"
+            for cell in row
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     caption = f"{matrix['metric']}: each task after each stage.\n\n" if matrix.get("metric") else ""
     return caption + "\n".join(lines)
