@@ -165,9 +165,9 @@ def weights(folder: Path) -> dict[str, str]:
 
 
 def scores(run: Path) -> dict[tuple[int, str, str], tuple[float, int, float]]:
-    """(stage, task, metric) -> (value, n, se), the last record of each."""
+    """(stage, task, metric) -> (value, n, se), the last record of each; only of what fills the matrix."""
     records = read_records(run / "scores.jsonl", ("stage", "task", "metric"))
-    return {(r["stage"], r["task"], r["metric"]): (r["value"], r["n"], r["se"]) for r in records}
+    return {(r["stage"], r["task"], r["metric"]): (r["value"], r["n"], r["se"]) for r in records if "beside" not in r}
 
 
 def metric(run: Path, name: str) -> dict[tuple[int, int], float]:

@@ -26,7 +26,7 @@ BASE: Mapping[str, Any] = {
     "prompts_per_step": 4,
     "training": {"max_steps": 4, "learning_rate": 3e-3, "save_steps": 2, "logging_steps": 1},
 }
-QUICK: Mapping[str, Any] = {"method": "sft", "training": {"max_steps": 1}, "evaluation": {"max_examples": 2}}
+QUICK: Mapping[str, Any] = {"method": "sft", "training": {"max_steps": 1}, "evaluation": {"num_items": 2}}
 
 
 def cached(folder: Path) -> Path:

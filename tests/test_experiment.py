@@ -156,8 +156,8 @@ def test_rows_of_evaluation_that_are_trained_on_are_told(runs: Runs) -> None:
     assert said == ["task sums: 12 of 12 evaluation rows also stand in its training rows"]
 
 
-def test_max_examples_cuts_the_evaluation(runs: Runs) -> None:
-    assert [len(task.eval) for task in tasks_of(runs.config(evaluation={"max_examples": 3}))] == [3, 3]
+def test_num_items_cuts_the_evaluation(runs: Runs) -> None:
+    assert [len(task.eval) for task in tasks_of(runs.config(evaluation={"num_items": 3}))] == [3, 3]
 
 
 SEQUENCE = """

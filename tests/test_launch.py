@@ -24,7 +24,7 @@ from tests.runs import Runs, events, lora, remains, weights
 
 world, runs = small.world, small.runs
 
-QUICK: Mapping[str, Any] = {"method": "sft", "training": {"max_steps": 2}, "evaluation": {"max_examples": 2}}
+QUICK: Mapping[str, Any] = {"method": "sft", "training": {"max_steps": 2}, "evaluation": {"num_items": 2}}
 """Changes that make the standard run shorter."""
 
 

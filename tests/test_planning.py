@@ -10,7 +10,7 @@ import pytest
 from contrl.base_stage import base_plan
 from contrl.cli.demo import config_file
 from contrl.config import load
-from contrl.continual.estimate import Size, seconds
+from contrl.continual.estimate import Judged, Size, seconds
 from contrl.continual.processes import Ranks
 from contrl.continual.rotation import Rotation
 from contrl.errors import ConfigErrors, UserError
@@ -78,7 +78,18 @@ def test_the_load_counts_characters_as_tokens_of_the_tiny_model(runs: Runs) -> N
     assert load_.rotations == [Rotation(None, None)] * 2
     assert 5 <= load_.prompt_tokens <= 7
     assert 1 <= load_.completion_tokens <= 2
-    assert (load_.eval_items, load_.num_evaluations, load_.max_new_tokens) == (8, 3, 6)
+    assert load_.judged == Judged(cells=6, sampled=24, calls=6, forced=0, max_new_tokens=6)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "cells"),
+    [({"at_start": False}, 4), ({"tasks": "seen"}, 3), ({"tasks": "seen+next"}, 5), ({"tasks": "none"}, 0)],
+)
+def test_what_is_judged_is_counted(runs: Runs, evaluation: dict[str, Any], cells: int) -> None:
+    """Two tasks of four rows, two stages; seen: sums, then both; seen+next: also sums before and doubles after one."""
+    config = load(runs.config(evaluation={"num_samples": 2, "temperature": 1, **evaluation}), resolve=find).config
+    judged = load_of(build_plan(config, sequence_of(config), 1), 1.0).judged
+    assert (judged.cells, judged.sampled) == (cells, 8 * cells)
 
 
 def test_messages_are_measured_by_their_content(runs: Runs) -> None:

@@ -173,7 +173,7 @@ def build_tasks(config: RunConfig, say: Callable[[str], None] = lambda text: Non
     tasks = [_as_method_takes(task, config.method, say) for task in tasks]
     if config.evaluation.reward_model is not None:
         tasks = [_judged_by_model(task, config.evaluation.reward_model, i, say) for i, task in enumerate(tasks)]
-    limit = config.evaluation.max_examples
+    limit = config.evaluation.num_items
     if limit is not None:
         tasks = [replace(task, eval=task.eval[:limit]) for task in tasks]
     for task in tasks:

@@ -10,6 +10,7 @@ from typing import Any
 from contrl.config import Resolved, RunConfig, SequenceConfig, orders
 from contrl.continual import carried
 from contrl.continual.estimate import Load, Size, describe, disk_bytes, require_disk, seconds
+from contrl.continual.judging import count_judged
 from contrl.continual.plan import Plan
 from contrl.continual.rotation import Rotation
 from contrl.continual.row_facts import describe_rows
@@ -94,6 +95,7 @@ def build_plan(config: RunConfig, sequence: TaskSequence, world_size: int) -> Pl
         tokens_per_pass=config.tokens_per_pass or default_pass(config.training),
         tokens_per_chunk=config.evaluation.batch_tokens,
         max_new_tokens=limit,
+        eval_tasks=config.evaluation.tasks,
         at_start=config.evaluation.at_start,
         temperature=config.evaluation.temperature,
         num_samples=config.evaluation.num_samples,
@@ -239,9 +241,7 @@ def load_of(plan: Plan, characters: float, strategy: Strategy | None = None) -> 
         prompts_per_step=plan.prompts_per_step,
         prompt_tokens=mean_length(sample, ("prompt", "text", "messages")) / characters,
         completion_tokens=mean_length(sample, ("completion",)) / characters,
-        eval_items=sum(len(task.eval) for task in plan.sequence.tasks),
-        num_evaluations=(len(steps) + plan.at_start) if plan.evaluates else 0,
-        max_new_tokens=plan.max_new_tokens,
+        judged=count_judged(plan),
     )
 
 

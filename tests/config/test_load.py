@@ -38,7 +38,7 @@ def test_a_file_becomes_typed_values(resolved: Load) -> None:
     )
     assert type(config.training["learning_rate"]) is float
     assert type(config.method.fields["beta"]) is float
-    assert config.evaluation == EvaluationConfig(None, None, 16_384, at_start=True)
+    assert config.evaluation == EvaluationConfig("all", None, None, 16_384, at_start=True)
 
 
 def test_a_mapping_and_a_text_give_the_same(resolved: Load, basic: str) -> None:
@@ -129,7 +129,7 @@ def test_a_stage_takes_the_tasks_own_settings_over_the_runs(resolved: Load) -> N
         ("strategies=[naive,replay]", "strategies.1.name"),
         ("model.lora_target_modules=[q_proj,v_proj]", "model.lora_target_modules"),
         ("model=smollm2", "model.name_or_path"),
-        ("evaluation.max_examples=100", "evaluation.max_examples"),
+        ("evaluation.num_items=100", "evaluation.num_items"),
         ("training.lr_scheduler_kwargs={min_lr: 1e-6}", "training.lr_scheduler_kwargs.min_lr"),
     ],
 )

@@ -24,7 +24,7 @@ strategies: [{name: replay, share: 0.5}]
 base: {method: sft, training: {max_steps: 3}, prompts_per_step: 4}
 rounds: 2
 training: {learning_rate: 1e-4, max_steps: 40, weight_decay: 0, lr_scheduler_type: cosine}
-evaluation: {max_examples: 10, at_start: no}
+evaluation: {num_items: 10, at_start: no}
 seed: 3
 """
 # Section -> the keys that stand in it in FULL. Each is spelt once in its line, followed by a colon.
@@ -35,7 +35,7 @@ WRITTEN = {
     "tasks.0": ["data", "eval_split", "reward"],
     "strategies.0": ["share"],
     "training": ["weight_decay", "lr_scheduler_type"],
-    "evaluation": ["max_examples", "at_start"],
+    "evaluation": ["num_items", "at_start"],
 }
 PLACES = [(section, key) for section, names in WRITTEN.items() for key in names]
 KNOWN = {key.path.rpartition(".")[2] for key in keys()} | {*training_arguments(), *OWNED} | {"name", "share", "beta"}

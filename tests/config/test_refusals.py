@@ -227,8 +227,9 @@ def test_a_short_list_of_keys_is_told(resolved: Load) -> None:
         resolved(HEAD + TASK + "evaluation: {examples: 3}\n")
     assert str(caught.value) == (
         "demo.yaml:7: evaluation.examples: unknown key\n"
-        "  known here: max_examples, max_new_tokens, batch_tokens, reward_model, temperature, num_samples, at_start\n"
-        "  did you mean max_examples?"
+        "  known here: tasks, num_items, max_new_tokens, batch_tokens, reward_model, temperature, num_samples, "
+        "at_start\n"
+        "  did you mean num_samples?"
     )
 
 

@@ -12,10 +12,13 @@ import torch
 from contrl.continual.estimate import (
     CALL,
     EFFICIENCY,
+    Judged,
     Load,
     Size,
     describe,
     disk_bytes,
+    judging_seconds,
+    judging_tokens,
     readable,
     require_disk,
     seconds,
@@ -49,9 +52,27 @@ def test_an_online_step_samples_what_it_trains_on() -> None:
 
 
 def test_evaluations_are_counted() -> None:
-    """3 x 100 items of 25 tokens, 2 operations: 3 x 5e9 operations."""
-    judged = replace(OFFLINE, steps=[], rotations=[], eval_items=100, num_evaluations=3, max_new_tokens=8)
+    """3 x 100 sampled answers of 25 tokens, 2 operations: 3 x 5e9 operations, and 3 x 8 calls; a row with its own
+    answer costs the same tokens and no call."""
+    work = Judged(cells=3, sampled=300, calls=3, max_new_tokens=8)
+    judged = replace(OFFLINE, steps=[], rotations=[], judged=work)
     assert seconds(SIZE, judged, 2.4e9) == pytest.approx(3 * (5e9 / 1.2e9 + 8 * CALL))
+    forced = replace(judged, judged=Judged(cells=3, forced=300))
+    assert judging_seconds(SIZE, forced, 2.4e9) == pytest.approx(3 * 5e9 / 1.2e9)
+    assert judging_tokens(forced) == 300 * 25
+
+
+def test_evaluations_are_told() -> None:
+    lines = describe(None, replace(OFFLINE, judged=Judged(4, 200, 2, 60, 8)), None)
+    assert lines[-1] == (
+        "judged   200 sampled answers of at most 8 tokens and 60 rows with their own answers "
+        "in 4 evaluations of a task: about 6,500 tokens"
+    )
+    assert describe(None, OFFLINE, None)[-1].startswith("judged   nothing while training; contrl evaluate-checkpoints")
+    (line,) = [
+        each for each in describe(SIZE, replace(OFFLINE, judged=Judged(2, forced=10**9)), None) if "judged" in each
+    ]
+    assert line.endswith("100 % of the time")
 
 
 def test_the_speed_is_measured_and_leaves_the_threads_alone() -> None:
@@ -82,7 +103,7 @@ def test_a_base_stage_still_to_be_trained_is_part_of_steps_and_time() -> None:
 
 
 def test_a_model_still_to_be_fetched_has_a_batch_and_no_cost() -> None:
-    assert [line.split()[0] for line in describe(None, OFFLINE, None)] == ["batch", "steps"]
+    assert [line.split()[0] for line in describe(None, OFFLINE, None)] == ["batch", "steps", "judged"]
 
 
 def test_what_is_there_is_not_needed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,7 @@ def test_a_slower_layout_is_told_with_its_reason(runs: Runs) -> None:
 )
 def test_checkpoints_stay_as_the_user_asked(runs: Runs, training: dict[str, Any], kept: list[int]) -> None:
     """In each stage: multiples of save_steps (a share of 5 steps, 0.5, is every 3), and at most the limit."""
-    run = runs(method="sft", training=training, evaluation={"max_examples": 1, "at_start": False})
+    run = runs(method="sft", training=training, evaluation={"num_items": 1, "at_start": False})
     for stage, name in enumerate(TASKS, start=1):
         folder = run / "stages" / f"{stage}-{name}"
         assert sorted(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*")) == kept

@@ -121,7 +121,7 @@ def test_greedy_completions_are_judged_with_the_rows_columns(model: Any) -> None
     assert seen["answer"] == [0, 1, 2, 3, 4]
     assert [found.id for found in score.items] == ["r0", "r1", "r2", "r3", "r4"]
     assert [found.score for found in score.items] == [0.0, 0.5, 1.0, None, 2.0]
-    assert [found.correct for found in score.items] == [False, False, True, False, True]
+    assert [found.correct for found in score.items] == [False, False, True, None, True]
     assert (score.task, score.metric, score.n, score.value) == ("sums", "points", 4, 3.5 / 4)
 
 
@@ -163,7 +163,8 @@ def test_likelihood_is_the_mean_over_the_rows_own_tokens(model: Any) -> None:
         score = evaluate_task(model, TOKENIZER, task, Settings(6, tokens_per_chunk=budget))
         assert [found.score for found in score.items] == wanted
     assert (score.metric, score.n) == ("logp", 4)
-    assert not any(found.correct for found in score.items)
+    assert [found.correct for found in score.items] == [found.extras["exact"] == 1 for found in score.items]
+    assert [found.extras["loss"] for found in score.items] == [-found.score for found in score.items]
     assert [found.prompt for found in score.items] == [p for p, _ in pairs]
 
 
@@ -333,7 +334,7 @@ def test_an_item_of_several_samples_has_their_mean_and_pass_at_k(model: Any) -> 
     assert [item.completion for item in score.items] == asked["completions"][::4]
     assert len(set(asked["completions"])) > 10
     assert [item.score for item in score.items] == [pytest.approx(2 / 3), None, 1.0, 0.125, 0.25]
-    assert [item.correct for item in score.items] == [False, False, True, False, False]
+    assert [item.correct for item in score.items] == [False, None, True, False, False]
     assert (score.n, score.value) == (4, pytest.approx((2 / 3 + 1 + 0.125 + 0.25) / 4))
     passes = [{k: v for k, v in item.extras.items() if k != "clipped"} for item in score.items]
     assert passes[0] == pytest.approx({"pass@1": 2 / 3, "pass@2": 1.0})

@@ -26,7 +26,7 @@ from contrl.models.load import load_policy
 from tests.runs import ROOT
 
 FIXTURES = ROOT / "tests" / "fixtures"
-SHORT = "--max_steps 2 --max_eval_examples 2"
+SHORT = "--max_steps 2 --eval_num_items 2"
 
 REWARD = (
     "uv run benchmarks/reward_modeling.py --model_name_or_path Qwen/Qwen2-0.5B-Instruct "

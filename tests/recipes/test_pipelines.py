@@ -110,7 +110,7 @@ def test_the_steps_of_both_pipelines() -> None:
 
 # --- the scripts ----------------------------------------------------------------------------------------
 
-SHORT = ("defaults.model_name_or_path=tiny", "defaults.max_steps=2", "defaults.max_eval_examples=2")
+SHORT = ("defaults.model_name_or_path=tiny", "defaults.max_steps=2", "defaults.eval_num_items=2")
 RL_SHORT = (
     *("defaults.reference_model=tiny", "defaults.num_prompts=4", "steps.rloo.max_new_tokens=8"),
     *(f"steps.{name}/eval.max_new_tokens=8" for name in ("sft", "dpo", "rloo")),

@@ -143,9 +143,13 @@ Tasks = Annotated[tuple[TaskConfig, ...] | SequenceConfig, Mark("tasks", "a list
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How every task is judged: before the first stage and after every stage."""
+    """Which tasks are judged before the first stage and after every stage, and how."""
 
-    max_examples: int | None = field(default=None, metadata=about("rows judged per task; null takes all", at_least=1))
+    tasks: Literal["all", "seen", "seen+next", "none"] = field(
+        default="all",
+        metadata=about("judged after a stage: all tasks, those trained so far, also the next stage's, or none"),
+    )
+    num_items: int | None = field(default=None, metadata=about("rows judged per task; null takes all", at_least=1))
     max_new_tokens: int | None = field(
         default=None, metadata=about("length limit of an answer; null takes the method's", at_least=1)
     )

@@ -38,6 +38,24 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What all evaluations of a run come to, counted before it starts.
+
+    Attributes:
+        cells: cells of the results matrix that are filled.
+        sampled: answers that are sampled, ``max_new_tokens`` their length limit.
+        calls: cells with sampled answers: each decodes token after token.
+        forced: items of rows' own answers, run once.
+    """
+
+    cells: int = 0
+    sampled: int = 0
+    calls: int = 0
+    forced: int = 0
+    max_new_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class Load:
     """The work of a sequence of stages.
 
@@ -46,8 +64,7 @@ class Load:
         steps: optimizer steps of each stage.
         rotations: which checkpoints of each stage stay.
         prompt_tokens, completion_tokens: mean lengths in the rows.
-        eval_items: rows judged in one evaluation; max_new_tokens is their length limit.
-        num_evaluations: how often all of them are judged.
+        judged: what is evaluated between the stages.
     """
 
     method: Method
@@ -56,9 +73,7 @@ class Load:
     prompts_per_step: int
     prompt_tokens: float
     completion_tokens: float
-    eval_items: int = 0
-    num_evaluations: int = 0
-    max_new_tokens: int = 0
+    judged: Judged = Judged()
 
 
 def speed() -> float:
@@ -96,9 +111,20 @@ def seconds(size: Size, load: Load, operations_per_second: float) -> float:
     step = tokens * (4 * size.total + 2 * size.trained) / per_second + 3 * CALL
     if isinstance(method, OnlineMethod):
         step += (tokens * 2 * size.total / per_second + method.max_new_tokens * CALL) / method.num_epochs
-    judged = load.eval_items * (load.prompt_tokens + min(new, load.max_new_tokens))
-    evaluation = judged * 2 * size.total / per_second + load.max_new_tokens * CALL
-    return sum(load.steps) * step + load.num_evaluations * evaluation
+    return sum(load.steps) * step + judging_seconds(size, load, operations_per_second)
+
+
+def judging_tokens(load: Load) -> float:
+    """Tokens that all evaluations run: answers as long as the rows' own, or half of what they may be."""
+    limit = load.judged.max_new_tokens
+    sampled = load.judged.sampled * (load.prompt_tokens + min(load.completion_tokens or limit / 2, limit))
+    return sampled + load.judged.forced * (load.prompt_tokens + load.completion_tokens)
+
+
+def judging_seconds(size: Size, load: Load, operations_per_second: float) -> float:
+    """Rough duration of all evaluations: two operations a weight and token, and the calls of the decode loops."""
+    arithmetic = judging_tokens(load) * 2 * size.total / (EFFICIENCY * operations_per_second)
+    return arithmetic + load.judged.calls * load.judged.max_new_tokens * CALL
 
 
 def disk_bytes(size: Size, load: Load) -> int:
@@ -119,9 +145,14 @@ def describe(size: Size | None, load: Load, base: Load | None) -> list[str]:
     steps = f"{sum(load.steps):,} in {len(load.steps)} stages ({', '.join(map(str, load.steps))})"
     lines = [f"batch    {batch}", f"steps    {steps}" + (f", after {sum(base.steps):,} of the base" if base else "")]
     if size is None:
-        return lines
+        return [*lines, f"judged   {_describe_judged(load)}"]
     rate = speed()
-    minutes = (seconds(size, load, rate) + (seconds(Size(size.total, size.total), base, rate) if base else 0.0)) / 60
+    total = seconds(size, load, rate) + (seconds(Size(size.total, size.total), base, rate) if base else 0.0)
+    minutes, share = total / 60, judging_seconds(size, load, rate) / total if total else 0.0
+    part = (
+        f", {'less than 1' if share < 0.01 else f'about {100 * share:.0f}'} % of the time" if load.judged.cells else ""
+    )
+    lines.append(f"judged   {_describe_judged(load)}{part}")
     memory = (size.total + 3 * max(size.trained, size.total if base else 0)) * BYTES
     return [
         f"model    {size.total:,} parameters, {size.trained:,} trained",
@@ -130,6 +161,17 @@ def describe(size: Size | None, load: Load, base: Load | None) -> list[str]:
         f"memory   {readable(memory)} for weights, gradients and optimizer, besides activations",
         f"disk     at most {readable(disk_bytes(size, load))} for checkpoints and the weights of every stage",
     ]
+
+
+def _describe_judged(load: Load) -> str:
+    """What is evaluated, in words."""
+    judged = load.judged
+    if not judged.cells:
+        return "nothing while training; contrl evaluate-checkpoints fills the results afterwards"
+    parts = [f"{judged.sampled:,} sampled answers of at most {judged.max_new_tokens} tokens"] if judged.sampled else []
+    parts += [f"{judged.forced:,} rows with their own answers"] if judged.forced else []
+    tokens = judging_tokens(load)
+    return f"{' and '.join(parts)} in {judged.cells} evaluations of a task: about {tokens:,.0f} tokens"
 
 
 def require_disk(folder: Path, needed: int) -> None:

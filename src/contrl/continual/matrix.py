@@ -2,16 +2,21 @@
 
 Row 0 is the model before training, row k the model after stage k; columns are tasks. Nearly every metric is a weighted
 sum of cells, so one routine gives every value and every interval. A sum that needs a missing cell is None; a missing
-score is never taken for 0. Standard library only.
+score is never taken for 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import fsum, isfinite, sqrt
 from statistics import NormalDist, fmean, variance
 from typing import TypeVar
+
+import numpy as np
+
+from contrl.continual.resampling import percentile_interval, resampled_means
 
 Z95 = NormalDist().inv_cdf(0.975)
 
@@ -20,7 +25,7 @@ Key = TypeVar("Key", bound=Hashable)
 Position = tuple[int, int]
 """(row, column) of the results matrix."""
 
-PAIRED = "items paired across stages"
+PAIRED = "bootstrap, items paired across stages"
 INDEPENDENT = "cells taken as independent"
 MIXED = "items paired where they are recorded, other cells taken as independent"
 UNKNOWN = "no interval"
@@ -36,6 +41,7 @@ class Matrix:
         se: standard error of each cell, same shape; None where unknown.
         counts: number of evaluation items of each cell, same shape; None where unknown.
         items: (row, column) -> item id -> score, for the cells whose item scores are known.
+        correct: (row, column) -> item id -> whether it was right, where that is known.
 
     Raises:
         ValueError: the shapes disagree, a column index is out of range, row 0 trains something, or a score is NaN.
@@ -46,6 +52,7 @@ class Matrix:
     se: Sequence[Sequence[float | None]] | None = None
     counts: Sequence[Sequence[int | None]] | None = None
     items: Mapping[Position, Mapping[str, float]] = field(default_factory=dict)
+    correct: Mapping[Position, Mapping[str, bool]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.trained) != len(self.scores):
@@ -85,6 +92,32 @@ class Matrix:
         """The latest row up to ``row`` whose stage trained this column, or None: where it was just learnt."""
         return max((visit for visit in self.visits(column) if visit <= row), default=None)
 
+    def draws(self, column: int, rows: Sequence[int]) -> np.ndarray | None:
+        """``[RESAMPLES, len(rows)]`` scores of a task after these rows, its items drawn again, the same ones for all.
+
+        None unless every row has the same items, at least two of them.
+        """
+        ids = {frozenset(self.items.get((row, column), ())) for row in rows}
+        if len(ids) != 1 or len(next(iter(ids))) < 2:
+            return None
+        return np.stack([self._drawn(row, column) for row in rows], axis=1)
+
+    def _drawn(self, row: int, column: int) -> np.ndarray:
+        if (row, column) not in self._known_draws:
+            same = [r for r in range(self.end + 1) if self._same_items(r, row, column)]
+            keys = sorted(self.items[row, column])
+            values = np.array([[self.items[r, column][key] for r in same] for key in keys])
+            columns = resampled_means(values, [column]).T
+            self._known_draws.update({(r, column): drawn for r, drawn in zip(same, columns, strict=True)})
+        return self._known_draws[row, column]
+
+    def _same_items(self, row: int, other: int, column: int) -> bool:
+        return self.items.get((row, column), {}).keys() == self.items[other, column].keys()
+
+    @cached_property
+    def _known_draws(self) -> dict[Position, np.ndarray]:
+        return {}
+
 
 @dataclass(frozen=True)
 class Formula:
@@ -109,6 +142,7 @@ class Metric:
         low, high: the 95 % confidence interval over evaluation items; None when it cannot be told.
         n: number of evaluation items behind it, summed over the tasks it uses; None when unknown.
         basis: how the interval was obtained, in words.
+        bias: by how much choosing a cell by its value moves the number, estimated from the bootstrap; None for sums.
         weights: the weighted sum of cells that the value is; None for a maximum.
     """
 
@@ -121,6 +155,7 @@ class Metric:
     higher_is_better: bool
     basis: str = UNKNOWN
     weights: Mapping[Position, float] | None = field(default=None, repr=False, compare=False)
+    bias: float | None = None
 
     @property
     def outside_noise(self) -> bool:
@@ -129,18 +164,21 @@ class Metric:
 
 
 def combination(matrix: Matrix, weights: Mapping[Position, float], name: str, formula: Formula) -> Metric:
-    """Σ weight · score over cells, with a 95 % interval by normal approximation over evaluation items.
+    """Σ weight · score over cells, with a 95 % interval over evaluation items by the paired bootstrap.
 
-    Tasks are independent. Within a task the weighted sum is taken item by item, because every stage answers the same
-    items: the standard error is that of the mean of these sums (Miller 2024, arXiv:2411.00640, paired differences).
-    A task whose item scores are not known for all its cells uses the cells' standard errors as if independent.
+    Tasks are independent. Within a task an item is drawn with its scores of all stages, because every stage answers the
+    same items. Where the item scores of some cell are not known: a normal approximation, with the variance of each
+    item's weighted sum (Miller 2024, arXiv:2411.00640) and, for the rest, the cells' standard errors as if independent.
     """
     values = [(weight, matrix.scores[row][column]) for (row, column), weight in weights.items()]
     known = [weight * score for weight, score in values if score is not None]
     if not known or len(known) < len(values):
         return Metric(name, None, None, None, None, formula.text, formula.higher_is_better, UNKNOWN, weights)
-    value, (se, basis) = fsum(known), _standard_error(matrix, weights)
-    low, high = (None, None) if se is None else (value - Z95 * se, value + Z95 * se)
+    value, draws = fsum(known), _draws(matrix, weights)
+    low, high, basis = (None, None, PAIRED) if draws is None else (*percentile_interval(draws), PAIRED)
+    if draws is None:
+        se, basis = _standard_error(matrix, weights)
+        low, high = (None, None) if se is None else (value - Z95 * se, value + Z95 * se)
     count = count_items(matrix, list(weights))
     return Metric(name, value, low, high, count, formula.text, formula.higher_is_better, basis, weights)
 
@@ -190,6 +228,19 @@ def proportion_interval(share: float, n: int) -> tuple[float, float]:
     centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+def _draws(matrix: Matrix, weights: Mapping[Position, float]) -> np.ndarray | None:
+    """``[RESAMPLES]`` of the weighted sum; None unless every task has the same items in all its cells."""
+    total = None
+    for column in sorted({column for _, column in weights}):
+        rows = sorted(row for row, j in weights if j == column)
+        draws = matrix.draws(column, rows)
+        if draws is None:
+            return None
+        part = draws @ np.array([weights[row, column] for row in rows])
+        total = part if total is None else total + part
+    return total
 
 
 def _column_items(matrix: Matrix, weights: Mapping[Position, float], column: int) -> dict[str, float] | None:

@@ -1,16 +1,22 @@
 """Metrics of continual learning: pure formulas on the results matrix, each printed with its name and its source.
 
-All but one are weighted sums of cells; the functions here say which cells and which weights, ``matrix`` does the
-arithmetic and the interval. Libraries use the same word for different formulas, so a number never travels without its
-formula. docs/metrics.md explains them, with the choices made for tasks that come back.
+Most are weighted sums of cells; the functions here say which cells and which weights, ``matrix`` does the arithmetic
+and the interval. A maximum, a minimum and flips of single items are the exceptions. Libraries use the same word for
+different formulas, so a number never travels without its formula. docs/metrics.md explains them, with the choices made
+for tasks that come back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
+import numpy as np
+
+from contrl.continual.flips import flips_of
 from contrl.continual.matrix import (
+    PAIRED,
+    UNKNOWN,
     Formula,
     Matrix,
     Metric,
@@ -21,6 +27,7 @@ from contrl.continual.matrix import (
     paired_difference,
     proportion_interval,
 )
+from contrl.continual.resampling import percentile_interval, reflected_interval
 
 __all__ = [
     "FORMULAS",
@@ -38,7 +45,10 @@ __all__ = [
     "forgetting",
     "forgetting_max",
     "forward_transfer",
+    "gained",
     "learning_accuracy",
+    "lost",
+    "min_after_learned",
     "own_stage_gain",
     "paired_difference",
     "proportion_interval",
@@ -91,6 +101,26 @@ FORMULAS: dict[str, Formula] = {
         False,
         f"{_RWALK}: forgetting; biased upwards, because a maximum of noisy scores is",
     ),
+    "min_after_learned": Formula(
+        "min after learned",
+        "mean over tasks j first trained before the last stage of (min over stages first(j) < k <= end of R[k, j])",
+        True,
+        "De Lange et al. 2023 (stability gap), arXiv:2205.13452: average minimum accuracy, at the ends of stages",
+    ),
+    "lost": Formula(
+        "lost (1->0)",
+        "mean over tasks j not trained in the last stage of "
+        "(share of items right after stage last(j) and wrong after stage end)",
+        False,
+        "what was right when it was last trained and is wrong now; lost - gained is the forgetting of the share right",
+    ),
+    "gained": Formula(
+        "gained (0->1)",
+        "mean over tasks j not trained in the last stage of "
+        "(share of items wrong after stage last(j) and right after stage end)",
+        True,
+        "what was wrong when it was last trained and is right now",
+    ),
 }
 
 
@@ -123,9 +153,7 @@ def backward_transfer(matrix: Matrix) -> Metric:
     With rounds this counts from the FIRST visit: everything later did to the task, its own later visits included.
     Negative means forgetting.
     """
-    tasks = [
-        (j, visits[0]) for j in range(matrix.num_columns) if (visits := matrix.visits(j)) and visits[0] < matrix.end
-    ]
+    tasks = [(j, first) for j, first in _firsts(matrix) if first < matrix.end]
     return _named(matrix, "bwt", _differences([((matrix.end, j), (first, j)) for j, first in tasks]))
 
 
@@ -141,20 +169,27 @@ def forgetting(matrix: Matrix) -> Metric:
 def forgetting_max(matrix: Matrix) -> Metric:
     """F = 1/|P| · Σ_{j ∈ P} (max_{1 <= k < end} R[k, j] - R[end, j]), P as in forgetting. arXiv:1801.10112.
 
-    No interval: the maximum of noisy scores is biased upwards (by about 0.03 at 200 items and four stages), and
-    a bootstrap over items repeats that bias instead of showing it.
+    The maximum of noisy scores is biased upwards (by about 0.03 at 200 items and four stages); ``bias`` estimates by
+    how much, and the interval has it taken off.
     """
-    formula, left = FORMULAS["forgetting_max"], _left(matrix)
-    drops: list[float] = []
-    for j, _ in left:
-        final = matrix.scores[matrix.end][j]
-        earlier = [score for k in range(1, matrix.end) if (score := matrix.scores[k][j]) is not None]
-        if final is not None and len(earlier) == matrix.end - 1:
-            drops.append(max(earlier) - final)
-    complete = bool(left) and len(drops) == len(left)
-    count = count_items(matrix, [(k, j) for j, _ in left for k in range(1, matrix.end + 1)]) if complete else None
-    value = fmean(drops) if complete else None
-    return Metric("forgetting_max", value, None, None, count, formula.text, formula.higher_is_better)
+    spans = {j: range(1, matrix.end) for j, _ in _left(matrix)}
+    return _extreme(matrix, "forgetting_max", spans, highest=True)
+
+
+def min_after_learned(matrix: Matrix) -> Metric:
+    """1/|P| · Σ_{j ∈ P} min_{first(j) < k <= end} R[k, j], P = tasks with first(j) < end: how deep tasks ever fell."""
+    spans = {j: range(first + 1, matrix.end + 1) for j, first in _firsts(matrix) if first < matrix.end}
+    return _extreme(matrix, "min_after_learned", spans, highest=False)
+
+
+def lost(matrix: Matrix) -> Metric:
+    """Mean over tasks of the share of items right when just learnt and wrong at the end."""
+    return _flipped(matrix, "lost")
+
+
+def gained(matrix: Matrix) -> Metric:
+    """Mean over tasks of the share of items wrong when just learnt and right at the end."""
+    return _flipped(matrix, "gained")
 
 
 def forward_transfer(matrix: Matrix) -> Metric:
@@ -162,7 +197,7 @@ def forward_transfer(matrix: Matrix) -> Metric:
 
     GEM's baseline is a randomly initialised model; for language models it is the model the run started from.
     """
-    tasks = [(j, visits[0]) for j in range(matrix.num_columns) if (visits := matrix.visits(j)) and visits[0] >= 2]
+    tasks = [(j, first) for j, first in _firsts(matrix) if first >= 2]
     return _named(matrix, "fwt", _differences([((first - 1, j), (0, j)) for j, first in tasks]))
 
 
@@ -186,6 +221,9 @@ METRICS: dict[str, Callable[[Matrix], Metric]] = {
     "fwt": forward_transfer,
     "average_over_time": average_over_time,
     "forgetting_max": forgetting_max,
+    "min_after_learned": min_after_learned,
+    "lost": lost,
+    "gained": gained,
 }
 
 
@@ -194,6 +232,45 @@ def _named(matrix: Matrix, name: str, terms: Sequence[tuple[Position, float]]) -
     for cell, weight in terms:
         weights[cell] = weights.get(cell, 0.0) + weight
     return combination(matrix, weights, name, FORMULAS[name])
+
+
+def _extreme(matrix: Matrix, name: str, spans: Mapping[int, range], *, highest: bool) -> Metric:
+    """Mean over tasks of the lowest score in a span of rows, or of the highest one minus the final one."""
+    formula, pick = FORMULAS[name], (np.max if highest else np.min)
+    cells = [(k, j) for j, rows in spans.items() for k in {*rows, matrix.end}]
+    if not cells or any(matrix.scores[k][j] is None for k, j in cells):
+        return Metric(name, None, None, None, None, formula.text, formula.higher_is_better)
+
+    def of(scores: np.ndarray) -> np.ndarray:
+        """[B, rows of the span, then the last one] -> [B]"""
+        return pick(scores[:, :-1], axis=1) - (scores[:, -1] if highest else 0.0)
+
+    rows = {j: [*span, matrix.end] for j, span in spans.items()}
+    whole = [of(np.array([[matrix.scores[k][j] for k in rows[j]]], dtype=float)) for j in rows]
+    value, low, high, bias = float(np.mean(whole)), None, None, None
+    drawn = [matrix.draws(j, rows[j]) for j in rows]
+    known = [of(draws) for draws in drawn if draws is not None]
+    if len(known) == len(drawn):
+        draws = np.mean(known, axis=0)
+        bias, (low, high) = float(draws.mean() - value), reflected_interval(value, draws)
+    basis = UNKNOWN if low is None else f"{PAIRED}, reflected"
+    count = count_items(matrix, cells)
+    return Metric(name, value, low, high, count, formula.text, formula.higher_is_better, basis, None, bias)
+
+
+def _flipped(matrix: Matrix, name: str) -> Metric:
+    formula = FORMULAS[name]
+    found = [flips_of(matrix, j, last, matrix.end) for j, last in _left(matrix)]
+    known = [flips for flips in found if flips is not None]
+    if not known or len(known) < len(found):
+        return Metric(name, None, None, None, None, formula.text, formula.higher_is_better)
+    shares = [flips.lost if name == "lost" else flips.gained for flips in known]
+    draws = [flips.draws(name) for flips in known]
+    low, high = (None, None)
+    if all(each is not None for each in draws):
+        low, high = percentile_interval(np.mean([each for each in draws if each is not None], axis=0))
+    basis, count = UNKNOWN if low is None else PAIRED, sum(flips.n for flips in known)
+    return Metric(name, fmean(shares), low, high, count, formula.text, formula.higher_is_better, basis)
 
 
 def _differences(pairs: Sequence[tuple[Position, Position]]) -> list[tuple[Position, float]]:
@@ -205,6 +282,11 @@ def _differences(pairs: Sequence[tuple[Position, Position]]) -> list[tuple[Posit
 def _visits(matrix: Matrix) -> list[Position]:
     """(row, column) of every visit of a stage to a task."""
     return [(k, j) for k in range(matrix.end + 1) for j in matrix.columns_of(k)]
+
+
+def _firsts(matrix: Matrix) -> list[Position]:
+    """(column, first visit) of the tasks that were trained."""
+    return [(j, visits[0]) for j in range(matrix.num_columns) if (visits := matrix.visits(j))]
 
 
 def _left(matrix: Matrix) -> list[Position]:

@@ -21,6 +21,7 @@ class Plan:
         prompts_per_step: groups of one optimizer step over all ranks.
         max_new_tokens: length limit in evaluation.
         evaluates: a base stage is not evaluated.
+        eval_tasks: which tasks are judged after a stage: all, seen, seen+next or none.
         temperature, num_samples: of completions that are judged; several also give pass@k.
         max_bad_rows: unusable rows that may be left out of a stage.
         max_prompt_tokens: longer prompts are left out, of methods that sample.
@@ -40,6 +41,7 @@ class Plan:
     tokens_per_chunk: int
     max_new_tokens: int
     evaluates: bool = True
+    eval_tasks: str = "all"
     at_start: bool = True
     temperature: float = 0.0
     num_samples: int = 1

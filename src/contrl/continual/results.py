@@ -9,42 +9,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from math import isclose, isfinite, sqrt
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from contrl.continual.matrix import Z95, Formula, Matrix, Metric, Position, combination, proportion_interval
+from contrl.continual.cells import Cell, Items, eval_file, read_cell, read_items
+from contrl.continual.document import as_json
+from contrl.continual.matrix import Formula, Matrix, Metric, Position, combination
 from contrl.continual.metrics import compute
-from contrl.continual.records import SCHEMA_VERSION, read_manifest, read_records, write_atomic
+from contrl.continual.records import read_manifest, read_records, write_atomic
 from contrl.errors import UserError
 
 __all__ = ["Cell", "Results", "as_json", "eval_file", "read", "read_manifest", "read_records", "write", "write_atomic"]
 
-CORRECTNESS = ("success", "accuracy")  # metrics whose items are the `correct` column of eval/*.parquet, not `score`
+LOWER_IS_BETTER = ("loss",)
+"""Recorded beside the scores; a matrix of them would turn every formula round."""
 _CHANGE = Formula("change", "R[k, j] - R[last visit of j up to k, j]", True, "difference from just learnt")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One score: mean over ``n`` evaluation items, with its standard error; n and se are None when not recorded."""
-
-    value: float
-    se: float | None = None
-    n: int | None = None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """95 % interval: Wilson's when the score is a share of right answers, else value ± 1.96 se."""
-        if self.n and 0.0 <= self.value <= 1.0:
-            binomial = sqrt(self.value * (1 - self.value) / self.n)
-            # Among scores within 0..1 a 0/1 score has the largest variance there is, so this se tells it apart. The
-            # slack is for writers that divide by n - 1.
-            if self.se is not None and isclose(self.se, binomial, rel_tol=1 / self.n + 1e-3, abs_tol=1e-9):
-                return proportion_interval(self.value, self.n)
-        return None if self.se is None else (self.value - Z95 * self.se, self.value + Z95 * self.se)
 
 
 @dataclass(frozen=True)
@@ -59,6 +40,7 @@ class Results:
         trained: for each row the columns its stage trains; ``()`` for "start".
         matrix: ``matrix[row][column]``, None where nothing was measured.
         items: (row, column) -> item id -> score, where eval/*.parquet holds them and agrees with the matrix.
+        correct: (row, column) -> item id -> whether it was right, where the task says what is right.
         notes: what a reader must know: item files that could not be used, scores that are no numbers.
     """
 
@@ -70,6 +52,7 @@ class Results:
     trained: tuple[tuple[int, ...], ...]
     matrix: tuple[tuple[Cell | None, ...], ...]
     items: Mapping[Position, Mapping[str, float]]
+    correct: Mapping[Position, Mapping[str, bool]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -104,6 +87,7 @@ class Results:
             se=[[cell.se if cell else None for cell in row] for row in rows],
             counts=[[cell.n if cell else None for cell in row] for row in rows],
             items=self.items,
+            correct=self.correct,
         )
 
     @cached_property
@@ -145,15 +129,14 @@ def read(run_folder: str | Path, metric: str | None = None) -> Results:
     found = {
         (record["stage"], record["task"]): cell
         for record in records
-        if record["metric"] == judged.get(record["task"]) and (cell := _cell(record, notes)) is not None
+        if record["metric"] == judged.get(record["task"]) and (cell := read_cell(record, notes)) is not None
     }
     matrix = tuple(tuple(found.get((row, task)) for task in tasks) for row in range(len(stages) + 1))
-    items: dict[Position, Mapping[str, float]] = {}
+    items: dict[Position, Items] = {}
     for row, cells in enumerate(matrix):
         for column, (task, cell) in enumerate(zip(tasks, cells, strict=True)):
             if cell is not None:
-                scores = _item_scores(eval_file(folder, row, task), judged[task], cell, notes)
-                items.update({(row, column): scores} if scores else {})
+                items[row, column] = read_items(eval_file(folder, row, task), judged[task], cell, notes)
     return Results(
         folder=folder,
         run=run,
@@ -162,14 +145,10 @@ def read(run_folder: str | Path, metric: str | None = None) -> Results:
         rows=("start", *_labels(run, stages)),
         trained=((), *(tuple(tasks.index(name) for name in names) for names in stages)),
         matrix=matrix,
-        items=items,
+        items={place: found.scores for place, found in items.items() if found.scores},
+        correct={place: found.correct for place, found in items.items() if found.correct},
         notes=tuple(notes),
     )
-
-
-def eval_file(folder: Path, stage: int, task: str) -> Path:
-    """Where the item scores of a task after a stage lie (stage 0: before training)."""
-    return folder / "eval" / f"{stage}-{task}.parquet"
 
 
 def _stages(run: Mapping[str, Any], tasks: Sequence[str], folder: Path) -> list[tuple[str, ...]]:
@@ -205,8 +184,15 @@ def _headline_metrics(
     for record in records:
         recorded.setdefault(record["task"], []).append(record["metric"])
     if metric is None:
-        names = {task: list(dict.fromkeys(recorded.get(task, []))) for task in tasks}
+        own = [record for record in records if "beside" not in record]
+        names = {task: list(dict.fromkeys(r["metric"] for r in own if r["task"] == task)) for task in tasks}
         return {task: "success" if "success" in known else known[0] for task, known in names.items() if known}
+    if metric in LOWER_IS_BETTER:
+        raise UserError(
+            f"a matrix of {metric} would call every gain a loss",
+            why="all formulas take it that higher is better",
+            fix="logp is its negative",
+        )
     judged = {task: metric for task in tasks if metric in recorded.get(task, [])}
     if not judged:
         known = sorted({name for names in recorded.values() for name in names})
@@ -216,44 +202,6 @@ def _headline_metrics(
             fix=f"recorded: {', '.join(known)}" if known else "nothing was scored yet",
         )
     return judged
-
-
-def _cell(record: Mapping[str, Any], notes: list[str]) -> Cell | None:
-    """The record as a cell; None for a null score, and, with a note, for one that is not a finite number."""
-    value, se, n = record.get("value"), record.get("se"), record.get("n")
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        notes.append(f"the score of {record['task']} after stage {record['stage']} is {value!r}: taken as not measured")
-        return None
-    known = isinstance(se, int | float) and isfinite(se)
-    return Cell(
-        float(value), float(se) if known and se is not None else None, n if isinstance(n, int) and n > 0 else None
-    )
-
-
-def _item_scores(path: Path, metric: str, cell: Cell, notes: list[str]) -> dict[str, float] | None:
-    """Item id -> score of one cell; None when they are not there or their mean is not the recorded score.
-
-    An item without a score is left out, as it was left out of the recorded mean.
-    """
-    if not path.is_file():
-        return None
-    import pyarrow.parquet as parquet
-
-    try:
-        rows = parquet.read_table(path, columns=["id", "score", "correct"]).to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's errors derive from these two
-        notes.append(f"{path.name} cannot be read ({str(error).splitlines()[0]}): its items are not paired")
-        return None
-    scored = [row for row in rows if row["score"] is not None]
-    for name in ("correct", "score") if metric in CORRECTNESS else ("score",):
-        scores = {str(row["id"]): float(row[name]) for row in scored if row[name] is not None}
-        mean = fmean(scores.values()) if scores else None
-        if mean is not None and len(scores) == len(scored) and isclose(mean, cell.value, rel_tol=1e-4, abs_tol=1e-4):
-            return scores
-    notes.append(f"the items of {path.name} do not average to the recorded {metric}: they are not paired")
-    return None
 
 
 # --- writing -----------------------------------------------------------------------------------------
@@ -266,32 +214,3 @@ def write(run_folder: str | Path) -> Path:
     text = json.dumps(as_json(results), ensure_ascii=False, allow_nan=False, indent=1)
     write_atomic(path, f"{text}\n".encode())
     return path
-
-
-def as_json(results: Results) -> dict[str, Any]:
-    """results.json as an object: the matrix with null for what was not measured, and every metric with its formula."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "status": results.run.get("status"),
-        "metric": results.metric,
-        "tasks": list(results.tasks),
-        "rows": list(results.rows),
-        "trained": [[results.tasks[column] for column in columns] for columns in results.trained],
-        "matrix": [
-            [cell and {"value": cell.value, "se": cell.se, "n": cell.n} for cell in row] for row in results.matrix
-        ],
-        "final_row": results.rows[results.end] if results.end >= 0 else None,
-        "metrics": {
-            name: {
-                "value": metric.value,
-                "low": metric.low,
-                "high": metric.high,
-                "n": metric.n,
-                "formula": metric.formula,
-                "higher_is_better": metric.higher_is_better,
-                "basis": metric.basis,
-            }
-            for name, metric in results.metrics.items()
-        },
-        "notes": list(results.notes),
-    }

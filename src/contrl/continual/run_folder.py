@@ -89,12 +89,12 @@ class RunFolder:
     # --- scores -----------------------------------------------------------------------------------
 
     def scored(self, stage: int) -> dict[str, float | None]:
-        """The tasks that were judged after this stage, with their scores."""
+        """The tasks that were judged after this stage, with their scores: those of the metric they are judged by."""
         records = read_records(self.path / "scores.jsonl", ("stage", "task", "metric"))
-        return {record["task"]: record["value"] for record in records if record["stage"] == stage}
+        return {r["task"]: r["value"] for r in records if r["stage"] == stage and "beside" not in r}
 
     def write_score(self, stage: int, score: TaskScore) -> None:
-        """The per-item file first, then the record that says it is there. A missing value gets no record's number."""
+        """The per-item file first, then the records that say it is there: score and what is beside it."""
         if not self.writes:
             return
         import pyarrow as pa
@@ -104,14 +104,18 @@ class RunFolder:
         names = ("id", "prompt", "completion", "score", "correct")
         types = (pa.string(), pa.string(), pa.string(), pa.float64(), pa.bool_())
         columns = [pa.array([getattr(item, n) for item in score.items], t) for n, t in zip(names, types, strict=True)]
+        further = dict.fromkeys(name for item in score.items for name in item.extras)
+        columns += [pa.array([item.extras.get(name) for item in score.items], pa.float64()) for name in further]
         table = io.BytesIO()
-        pq.write_table(pa.table(columns, names=names), table)
+        pq.write_table(pa.table(columns, names=[*names, *further]), table)
         write_atomic(self.path / "eval" / f"{stage}-{score.task}.parquet", table.getvalue())
-        record = {"stage": stage, "task": score.task, "metric": score.metric, "value": score.value}
-        self.append("scores.jsonl", record | {"n": score.n, "se": score.se})
-        further = score.extras | {f"{score.metric}/{source}": value for source, value in score.by_source.items()}
-        place = {"stage": stage, "step": 0, "task": score.task}
-        self.append("metrics.jsonl", *(place | {"name": f"eval/{name}", "value": v} for name, v in further.items()))
+        place = {"stage": stage, "task": score.task}
+        record = place | {"metric": score.metric, "value": score.value, "n": score.n, "se": score.se}
+        beside = [place | entry | {"beside": score.metric} for entry in score.beside()]
+        self.append("scores.jsonl", record, *beside)
+        means = score.extras | {f"{score.metric}/{source}": value for source, value in score.by_source.items()}
+        place |= {"step": 0}
+        self.append("metrics.jsonl", *(place | {"name": f"eval/{name}", "value": v} for name, v in means.items()))
 
     # --- models -----------------------------------------------------------------------------------
 

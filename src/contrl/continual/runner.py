@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 from contrl.continual.cards import with_results
 from contrl.continual.carried import carried_into, keep_optimizer, reset_adapter
 from contrl.continual.context import Contexts
+from contrl.continual.judging import Judging
 from contrl.continual.logs import MetricsLog
 from contrl.continual.plan import Plan, Progress
 from contrl.continual.rotation import Rotate, Rotation, checkpoints, remove_checkpoints
@@ -35,12 +36,11 @@ from contrl.engine.arguments import (
     steps_per_epoch,
 )
 from contrl.engine.checkpoint import load_state, newest_checkpoint, save_state, whole_folder
-from contrl.engine.reference_rows import ReferenceRows
 from contrl.engine.rows import prepare_all, prepare_row
 from contrl.engine.trainer import Engine
 from contrl.engine.work import Work
 from contrl.errors import Interrupted
-from contrl.evaluation.scores import Settings, TaskScore, evaluate_task, remember_start
+from contrl.evaluation.scores import TaskScore
 from contrl.faults import reach
 from contrl.interfaces import Context, Group, Method, OnlineMethod, Row, Stage, Strategy, Task
 from contrl.models.card import write_card
@@ -80,11 +80,12 @@ class Runner:
     sampler: Sampler | None = None
     engine: Engine | None = field(default=None, init=False)
     _told: str = field(default="", init=False)
-    _start: ReferenceRows = field(default_factory=ReferenceRows, init=False)
     _contexts: Contexts = field(init=False)
+    _judging: Judging = field(init=False)
 
     def __post_init__(self) -> None:
         self._contexts = Contexts(self.plan, self.policy, self.base, self.rank, self.world_size, self.reference)
+        self._judging = Judging(self.plan, self.folder, self.policy, self.rank, self.world_size)
 
     # --- the loop -------------------------------------------------------------------------------------
 
@@ -96,12 +97,11 @@ class Runner:
         """
         self.folder.tidy()
         self._barrier()
-        self._remember_start()
+        self.remember_start(judges=self.plan.eval_tasks != "none")
         if self.strategy.needs_start or self.plan.between_tasks.adapter == "reset":
             self._contexts.remember_start()
         self._continue_from_last()
-        if self.plan.evaluates and self.plan.at_start:
-            self._evaluate(Stage(0, ()))
+        self.evaluate(Stage(0, ()))
         for stage in self.plan.sequence.stages:
             if not self.folder.done(stage.index, "saved"):
                 self._stage(stage)
@@ -113,13 +113,17 @@ class Runner:
     def _continue_from_last(self) -> None:
         """Weights and strategy state of the last stage that has a final folder."""
         for stage in reversed(self.plan.sequence.stages):
-            final = self.folder.stage(stage) / "final"
             if self.folder.done(stage.index, "after_task"):
-                load_weights(self.policy.model, final)
-                prepare_value(self.policy.model, self.plan.method_for(stage), self.base, self.plan.seed)
-                load_value(self.policy.model, final)
-                self.strategy.load_state_dict(load_state(final, STRATEGY) or {})
+                self.restore(stage)
                 return
+
+    def restore(self, stage: Stage) -> None:
+        """Put policy and strategies into the state in which a trained stage left them."""
+        final = self.folder.stage(stage) / "final"
+        load_weights(self.policy.model, final)
+        prepare_value(self.policy.model, self.plan.method_for(stage), self.base, self.plan.seed)
+        load_value(self.policy.model, final)
+        self.strategy.load_state_dict(load_state(final, STRATEGY) or {})
 
     def _stage(self, stage: Stage) -> None:
         folder = self.folder.stage(stage)
@@ -135,8 +139,7 @@ class Runner:
             self._save_final(folder)
             self.folder.mark(stage.index, "after_task")
             self._barrier()
-        if self.plan.evaluates:
-            self._evaluate(stage)
+        self.evaluate(stage)
         self._weigh(stage)
         self._prune(stage, folder)
         self.folder.mark(stage.index, "saved")
@@ -297,14 +300,21 @@ class Runner:
 
     # --- evaluation ---------------------------------------------------------------------------------------
 
-    def _evaluate(self, stage: Stage) -> None:
-        if self.folder.done(stage.index, "evaluated"):
+    def evaluate(self, stage: Stage, which: str | None = None, *, again: bool = False) -> None:
+        """Judge the policy as it is now as the matrix' row ``stage.index``; ``Stage(0, ())`` is before training.
+
+        Args:
+            which: the tasks, by default those that the plan asks for; see ``judging.tasks_after``.
+            again: judge also what has a score.
+        """
+        tasks = self._judging.row(stage.index, which)
+        if not tasks or (which is None and self.folder.done(stage.index, "evaluated")):
             return
-        scored = self.folder.scored(stage.index)
+        scored = {} if again else self.folder.scored(stage.index)
         self._barrier()
         context = self._contexts.make(stage) if stage.index else None
-        for task in self.plan.sequence.tasks:
-            if task.eval and task.name not in scored:
+        for task in tasks:
+            if task.name not in scored:
                 with self.strategy.eval_weights(context, task) if context else contextlib.nullcontext():
                     score = self.score(task)
                 self.folder.write_score(stage.index, score)
@@ -319,33 +329,16 @@ class Runner:
 
     def score(self, task: Task) -> TaskScore:
         """The policy as it is now on a task's held-out rows."""
-        if not self._start.values:
-            self._remember_start()
-        return evaluate_task(self.policy.model, self.policy.tokenizer, task, self._judging(task))
+        if not self._judging.start.values:
+            self._judging.remember_start()
+        return self._judging.score(task)
 
-    def _judging(self, task: Task) -> Settings:
-        plan = self.plan
-        return Settings(
-            plan.max_new_tokens,
-            plan.tokens_per_chunk,
-            self.rank,
-            self.world_size,
-            method=plan.judge_for(task),
-            temperature=plan.temperature,
-            num_samples=plan.num_samples,
-            seed=plan.seed,
-            start=self._start,
-        )
-
-    def _remember_start(self) -> None:
-        """What the first weights say of the rows to judge by: now, while the policy still has them."""
-        path = self.folder.path / "eval" / f"start-{self.rank}.safetensors"
-        self._start.load(path)
-        known = len(self._start.values)
-        for task in self.plan.sequence.tasks if self.plan.evaluates else ():
-            remember_start(self.policy.model, self.policy.tokenizer, task, self._judging(task))
-        if len(self._start.values) > known:
-            self._start.save(path)
+    def remember_start(self, *, judges: bool = True) -> None:
+        """What is asked of the first weights later: now, while the policy still has them."""
+        if judges:
+            self._judging.remember_start()
+        if self.strategy.needs_start:
+            self._contexts.remember_start()
 
     def _tell_scores(self, stage: Stage) -> None:
         scores = self.folder.scored(stage.index)

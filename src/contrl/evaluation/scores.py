@@ -24,7 +24,7 @@ from contrl.engine.lm_head import LMHead
 from contrl.engine.reference_rows import ReferenceRows
 from contrl.errors import UserError
 from contrl.faults import reach
-from contrl.interfaces import LIKELIHOOD, Batch, Completion, Group, Method, Metric, OnlineMethod, Outputs, Row, Task
+from contrl.interfaces import Batch, Completion, Group, Method, Metric, OnlineMethod, Outputs, Row, Task
 from contrl.models.load import end_tokens
 from contrl.models.modes import evaluating
 from contrl.rollout.sampler import Noise, Sampling, generate
@@ -35,6 +35,8 @@ from contrl.rollout.score import call_reward
 class Item:
     """One evaluated row. ``score`` None = missing; ``extras`` is what else was measured on it.
 
+    ``correct`` is None where the score is missing and where nothing says what is right (a log-probability).
+
     Of several samples ``completion`` is the first and ``score`` the mean of those that have one.
     """
 
@@ -42,7 +44,7 @@ class Item:
     prompt: str
     completion: str
     score: float | None
-    correct: bool
+    correct: bool | None
     extras: dict[str, float] = field(default_factory=dict)
 
 
@@ -61,6 +63,15 @@ class TaskScore:
     items: list[Item]
     extras: dict[str, float] = field(default_factory=dict)
     by_source: dict[str, float] = field(default_factory=dict)
+
+    def beside(self) -> list[dict[str, Any]]:
+        """Further metrics with ``metric``, ``value``, ``n`` and ``se``, each over the items that have it."""
+        found = []
+        for name in self.extras:
+            values = [item.extras[name] for item in self.items if name in item.extras]
+            mean, se = mean_and_error(values)
+            found.append({"metric": name, "value": mean, "n": len(values), "se": se})
+        return found
 
 
 @dataclass(frozen=True)
@@ -150,16 +161,21 @@ def summarise(task: str, metric: str, items: list[Item]) -> TaskScore:
     scores = [item.score for item in items if item.score is not None]
     if not scores:
         return TaskScore(task, metric, None, 0, None, items)
-    mean = math.fsum(scores) / len(scores)
-    se = None
-    if len(scores) > 1:
-        se = math.sqrt(math.fsum((s - mean) ** 2 for s in scores) / (len(scores) - 1) / len(scores))
+    mean, se = mean_and_error(scores)
     names = sorted({name for item in items for name in item.extras})
     extras = {}
     for name in names:
         values = [item.extras[name] for item in items if name in item.extras]
         extras[name] = math.fsum(values) / len(values)
     return TaskScore(task, metric, mean, len(scores), se, items, extras)
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard error of at least one value; a single one has no error that could be told."""
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, None
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
 
 
 def _gather(items: list[Item], settings: Settings) -> list[list[Item]]:
@@ -210,7 +226,8 @@ def _sampled_item(
     extras = {"clipped": sum(not completion.ended for completion in completions) / len(completions)}
     if len(scores) > 1:
         extras |= pass_at_k(len(known), sum(score >= correct_at for score in known))
-    return Item(str(row["id"]), _shown(row["prompt"]), text, mean, mean is not None and mean >= correct_at, extras)
+    correct = mean >= correct_at if mean is not None and math.isfinite(correct_at) else None
+    return Item(str(row["id"]), _shown(row["prompt"]), text, mean, correct, extras)
 
 
 def pass_at_k(num_samples: int, num_correct: int) -> dict[str, float]:
@@ -243,8 +260,9 @@ def _judged(
     for group in groups:
         # Not a number is a score that cannot be had.
         values_of = {name: value for name, value in found[group.row_id].items() if math.isfinite(value)}
+        right = values_of.get(method.correct_by or "")
         score = values_of.pop(method.judged_by, None)
-        correct = score is not None and score >= LIKELIHOOD.correct_at
+        correct = None if right is None or score is None else right == 1
         items.append(Item(group.row_id, _shown(_asked(group.row)), "", score, correct, values_of))
     return items
 
@@ -293,15 +311,18 @@ def _likelihood(
         completion = Completion(encoded.completion_ids, encoded.trained)
         groups.append(Group(str(row["id"]), "", encoded.prompt_ids, [completion], row))
     head, device = LMHead(model), next(model.parameters()).device
-    values: dict[str, float | None] = {}
+    items: dict[str, Item] = {}
     with torch.no_grad():
         for part in plan_passes(groups, settings.tokens_per_chunk):
             batch = to_batch(part, device)
-            logps = score_batch(model, head, batch, Routing("plain"))["logps"]
-            sums, tokens = logps.sum(-1).tolist(), batch.mask.sum(-1).tolist()
-            # A row of one token has nothing to predict and so no score.
-            values |= {g.row_id: total / n if n else None for g, total, n in zip(part, sums, tokens, strict=True)}
-    return [Item(g.row_id, _shown(_asked(g.row)), "", values[g.row_id], False) for g in groups]
+            outputs = score_batch(model, head, batch, Routing("plain", needs=frozenset({"policy_logps", "correct"})))
+            sums, tokens = outputs["logps"].sum(-1).tolist(), batch.mask.sum(-1).tolist()
+            for group, total, right, n in zip(part, sums, outputs["correct"].sum(-1).tolist(), tokens, strict=True):
+                # A row of one token has nothing to predict and so no score.
+                extras = {"loss": -total / n, "token_accuracy": right / n, "exact": float(right == n)} if n else {}
+                score, correct = (total / n, right == n) if n else (None, None)
+                items[group.row_id] = Item(group.row_id, _shown(_asked(group.row)), "", score, correct, extras)
+    return [items[group.row_id] for group in groups]
 
 
 def _asked(row: Row) -> Any:

@@ -28,6 +28,7 @@ class Method:
         judged_by: the name in ``judge``'s answer by which tasks without metric or reward are judged.
         watched: logged names that a person follows while it trains, the most telling first; of those that are logged
             the first few are shown. One that ends in ``/`` stands for any name that begins with it.
+        correct_by: the name in ``judge``'s answer that is 1 for an item that is right; None where nothing says so.
         judges_change: ``judge`` finds the log-probabilities that the run started with as ``batch.reference_logps``.
         temperature: the logits are divided by it before the log-softmax.
         imitates: whether a row is an answer to imitate, so that any answer can be trained, the policy's own too.
@@ -42,6 +43,7 @@ class Method:
     couples: ClassVar[Literal["group", "step"]] = "group"
     judged_by: ClassVar[str] = "logp"
     watched: ClassVar[tuple[str, ...]] = ("loss",)
+    correct_by: ClassVar[str | None] = None
     judges_change: ClassVar[bool] = False
     imitates: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
@@ -95,7 +97,10 @@ class Method:
         return out.logps.sum(-1)[first]
 
     def judge(self, out: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
-        """Teacher-forced scores of evaluation rows: name -> ``[G]``; the item's own is that of ``judged_by``."""
+        """Teacher-forced scores of evaluation rows: name -> ``[G]``; the item's own is that of ``judged_by``.
+
+        Higher is better, but for ``loss``.
+        """
         tokens = batch.mask.sum(-1).clamp(min=1)
         return {"logp": out.logps.sum(-1) / tokens}
 

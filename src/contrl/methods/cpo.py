@@ -54,6 +54,7 @@ class CPO(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "mean_logits"})
     judged_by: ClassVar[str] = "accuracy"
     watched: ClassVar[tuple[str, ...]] = ("rewards/margins", "rewards/accuracies", "loss")
+    correct_by: ClassVar[str | None] = "accuracy"
     judges_change: ClassVar[bool] = True
 
     beta: float = 0.1

@@ -65,6 +65,7 @@ class DPO(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "reference_logps", *_LOGGED})
     judged_by: ClassVar[str] = "accuracy"
     watched: ClassVar[tuple[str, ...]] = ("rewards/margins", "rewards/accuracies", "loss")
+    correct_by: ClassVar[str | None] = "accuracy"
     judges_change: ClassVar[bool] = True
 
     beta: float = 0.1

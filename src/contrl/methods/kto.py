@@ -18,7 +18,16 @@ from contrl.data.conversion import unpair
 from contrl.data.formats import encode_unpaired, label_of
 from contrl.interfaces import Batch, Completion, Group, LossOutput, Method, Outputs, Row
 from contrl.losses.unpaired import apo_zero_unpaired, kto
-from contrl.methods.pairs import Metrics, cut_completion, cut_prompt, derive, length_problems, refuse, with_signal
+from contrl.methods.pairs import (
+    Metrics,
+    cut_completion,
+    cut_prompt,
+    derive,
+    length_problems,
+    own_answers,
+    refuse,
+    with_signal,
+)
 
 LossType = Literal["kto", "apo_zero_unpaired"]
 
@@ -40,6 +49,7 @@ class KTO(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "reference_logps", "entropy", "mean_logits"})
     judged_by: ClassVar[str] = "accuracy"
     watched: ClassVar[tuple[str, ...]] = ("rewards/chosen", "rewards/rejected", "kl")
+    correct_by: ClassVar[str | None] = "accuracy"
     judges_change: ClassVar[bool] = True
 
     beta: float = 0.1
@@ -159,7 +169,8 @@ class KTO(Method):
         """Whether a good answer became likelier since the run began, a bad one less likely, and by how much."""
         change = _log_ratio(out, batch)
         signs = torch.tensor([1.0 if group.label else -1.0 for group in batch.groups], device=change.device)
-        return {"accuracy": ((signs * change).sign() + 1) / 2, "margin": signs * change}
+        judged = {"accuracy": ((signs * change).sign() + 1) / 2, "margin": signs * change}
+        return judged | own_answers(out, batch)
 
 
 def _log_ratio(out: Outputs, batch: Batch) -> torch.Tensor:

@@ -46,6 +46,7 @@ class ORPO(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "prompt_logps", "mean_logits"})
     judged_by: ClassVar[str] = "accuracy"
     watched: ClassVar[tuple[str, ...]] = ("rewards/margins", "rewards/accuracies", "loss")
+    correct_by: ClassVar[str | None] = "accuracy"
     judges_change: ClassVar[bool] = True
 
     beta: float = 0.1

@@ -124,16 +124,27 @@ def ranking(scores: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"accuracy": (margin.sign() + 1) / 2, "margin": margin}
 
 
+def own_answers(out: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
+    """``[N]`` of each completion: ``loss``, the mean negative log-likelihood of its trained tokens, and the share of
+    them that is the likeliest token, where the outputs say so.
+    """
+    tokens = batch.mask.sum(-1).clamp(min=1)
+    found = {"loss": -out.logps.sum(-1) / tokens}
+    return found if out.correct is None else found | {"token_accuracy": out.correct.sum(-1) / tokens}
+
+
 def learned(out: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
     """Judge pairs by what the run changed: whether the chosen side gained on the rejected one since its first weights.
 
     Before training every pair is a tie (accuracy one half). Log-probabilities alone would mostly say which side is
-    shorter; ``likelier`` tells that one too: 1 where the policy finds the chosen side more likely.
+    shorter; ``likelier`` tells that one too: 1 where the policy finds the chosen side more likely. ``loss`` and
+    ``token_accuracy`` are those of the chosen answer.
     """
     if batch.reference_logps is None:
         raise ValueError("judging the change needs the log-probabilities that the run started with")
     likelier = ranking(sides(out.logps).sum(-1))["accuracy"]
-    return ranking(sides(out.logps - batch.reference_logps).sum(-1)) | {"likelier": likelier}
+    chosen = {name: sides(values)[:, 0] for name, values in own_answers(out, batch).items()}
+    return ranking(sides(out.logps - batch.reference_logps).sum(-1)) | {"likelier": likelier} | chosen
 
 
 def pair_metrics(out: Outputs, batch: Batch, logps: torch.Tensor, rewards: torch.Tensor) -> Metrics:

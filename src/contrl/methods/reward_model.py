@@ -45,6 +45,7 @@ class RewardModel(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"scores"})
     judged_by: ClassVar[str] = "accuracy"
     watched: ClassVar[tuple[str, ...]] = ("accuracy", "margin", "loss")
+    correct_by: ClassVar[str | None] = "accuracy"
 
     center_rewards_coefficient: float | None = None
     max_length: int | None = 1024

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from contrl.data.formats import encode_row
@@ -18,7 +19,7 @@ from contrl.data.recipes import to_supervised
 from contrl.errors import UserError
 from contrl.interfaces import Batch, Group, LossOutput, Method, Outputs, Row
 from contrl.losses.supervised import dynamic_fine_tuning, negative_log_likelihood
-from contrl.methods.pairs import Metrics, cut_completion
+from contrl.methods.pairs import Metrics, cut_completion, own_answers
 
 LossType = Literal["nll", "dft"]
 
@@ -41,6 +42,7 @@ class SFT(Method):
     imitates: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"policy_logps", "entropy", "correct"})
     watched: ClassVar[tuple[str, ...]] = ("loss", "mean_token_accuracy")
+    correct_by: ClassVar[str | None] = "exact"
 
     loss_type: LossType = "nll"
     max_length: int | None = 1024
@@ -88,3 +90,9 @@ class SFT(Method):
         if out.correct is not None:
             metrics["mean_token_accuracy"] = (out.correct.sum(), tokens)
         return LossOutput({"nll": total}, metrics)
+
+    def judge(self, out: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
+        """How likely the row's own answer is, which of its tokens are the likeliest, and whether all of them are."""
+        found = own_answers(out, batch)
+        exact = {"exact": (found["token_accuracy"] == 1).float()} if "token_accuracy" in found else {}
+        return super().judge(out, batch) | found | exact

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from contrl.config import Resolved
 
 FOLDER = "reward_model"
-_SHARED = ("model.", "tasks.", "seed=", "max_bad_rows=", "tokens_per_pass=", "evaluation.max_examples=")
+_SHARED = ("model.", "tasks.", "seed=", "max_bad_rows=", "tokens_per_pass=", "evaluation.num_items=")
 _SHARED_TRAINING = ("max_steps", "report_to", "bf16", "fp16", "use_cpu", "logging_steps", "gradient_checkpointing")
 LEARNING_RATE, NUM_EPOCHS = 1e-5, 1
 

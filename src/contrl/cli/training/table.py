@@ -195,7 +195,15 @@ _WRITTEN = (
         metavar="LISTS",
         group=SEQUENCE,
     ),
-    Flag("max_eval_examples", "evaluation.max_examples", help="rows judged per task", metavar="N", group=SEQUENCE),
+    Flag(
+        "eval_tasks",
+        "evaluation.tasks",
+        help="judged after a stage: all, seen (trained so far), seen+next, or none",
+        default="all",
+        group=SEQUENCE,
+        common=True,
+    ),
+    Flag("eval_num_items", "evaluation.num_items", help="rows judged per task", metavar="N", group=SEQUENCE),
     Flag(
         "reward_model_path",
         "evaluation.reward_model",
