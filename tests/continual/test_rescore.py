@@ -11,7 +11,6 @@ import pytest
 
 from contrl.continual import results
 from contrl.continual.judging import tasks_after
-from contrl.continual.records import read_records
 from contrl.continual.rescore import rescore
 from contrl.interfaces import Task, TaskSequence
 from contrl.launch import Options, reopen
@@ -26,6 +25,18 @@ def answers(run: Path) -> dict[str, Any]:
 
 def written(run: Path) -> dict[str, Any]:
     return json.loads((run / "results.json").read_text(encoding="utf-8"))
+
+
+def pairs(folder: Path, name: str) -> str:
+    """Twelve pairs; one task likes what the other does not."""
+    answers = ["yes", "no"] if name == "sums" else ["no", "yes"]
+    rows = [
+        {"id": f"{name}{i}", "prompt": f"{i}?", **dict(zip(("chosen", "rejected"), answers, strict=True))}
+        for i in range(12)
+    ]
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
 
 
 # --- which tasks a row holds --------------------------------------------------------------------------
@@ -53,25 +64,15 @@ def test_a_task_of_a_later_round_stays_seen() -> None:
     assert [len(tasks_after(sequence, row, "seen")) for row in range(5)] == [0, 1, 2, 2, 2]
 
 
-@pytest.mark.parametrize(
-    ("which", "cells"), [("seen", {(1, "sums")}), ("seen+next", {(0, "sums"), (1, "sums"), (1, "doubles")})]
-)
-def test_a_run_judges_what_it_was_asked_to(runs: Runs, which: str, cells: set[tuple[int, str]]) -> None:
-    run = runs(method="sft", evaluation={"tasks": which, "num_items": 2}, training={"max_steps": 1})
-    found = {(stage, task) for stage, task, _ in scores(run)}
-    assert found == cells | {(2, "sums"), (2, "doubles")}
-    assert written(run)["metrics"]["fwt"]["value"] is None
-    assert written(run)["metrics"]["forgetting"]["value"] is not None
-
-
 # --- afterwards -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({}, id="rloo"),
         pytest.param({"method": "sft", "strategies": [AVERAGE]}, id="sft-average"),
+        pytest.param({"method": "dpo"}, id="dpo", marks=pytest.mark.slow),
+        pytest.param({}, id="rloo", marks=pytest.mark.slow),
         pytest.param({"method": "sft", "model": "lora"}, id="sft-lora", marks=pytest.mark.slow),
         pytest.param({"method": {"name": "ppo", "max_new_tokens": 6}}, id="ppo", marks=pytest.mark.slow),
         pytest.param({"rounds": 2, "method": "sft"}, id="two-rounds", marks=pytest.mark.slow),
@@ -81,6 +82,8 @@ def test_judging_afterwards_gives_the_numbers_of_training(runs: Runs, changes: d
     changes = {**changes, "training": {"max_steps": 2}}
     if changes.get("model") == "lora":
         changes["model"] = lora(runs.world)
+    if changes.get("method") == "dpo":
+        changes["tasks"] = [{"name": name, "data": pairs(runs.folder, name), "eval_size": 4} for name in TASKS]
     whole = runs("whole", **changes)
     late = runs("late", **changes, evaluation={"max_new_tokens": 6, "tasks": "none"})
     assert not scores(late)
@@ -94,18 +97,21 @@ def test_judging_afterwards_gives_the_numbers_of_training(runs: Runs, changes: d
     assert written(late) == written(whole)
 
 
-def test_judging_again_only_where_asked(runs: Runs) -> None:
-    run = runs(method="sft", training={"max_steps": 1}, evaluation={"tasks": "seen"})
+def test_what_was_not_judged_is_filled_and_the_rest_stays(runs: Runs) -> None:
+    """seen+next leaves out doubles before the first stage; once filled, only ``again`` judges anew."""
+    run = runs(method="sft", training={"max_steps": 1}, evaluation={"tasks": "seen+next", "num_items": 2})
+    assert set(scores(run)) == {(0, "sums", "logp"), *((k, task, "logp") for k in (1, 2) for task in TASKS)}
+    assert written(run)["metrics"]["fwt"]["value"] is None
+    assert written(run)["metrics"]["forgetting"]["value"] is not None
 
     def count() -> int:
         return len((run / "scores.jsonl").read_text(encoding="utf-8").splitlines())
 
-    before, key = count(), ("stage", "task", "metric")
-    known = read_records(run / "scores.jsonl", key)
-    rescore(reopen(run, Options(say=runs.said.append)))
-    assert read_records(run / "scores.jsonl", key)[: len(known)] == known
-    assert {(stage, task) for stage, task, _ in scores(run)} == {(k, task) for k in range(3) for task in TASKS}
+    before = scores(run)
+    runner = reopen(run, Options(say=runs.said.append))
+    rescore(runner)
+    assert before.items() <= scores(run).items()
+    assert set(scores(run)) == {(k, task, "logp") for k in range(3) for task in TASKS}
     filled = count()
-    assert filled > before
     rescore(reopen(run, Options(say=runs.said.append)), again=True)
     assert count() == 2 * filled
