@@ -99,6 +99,7 @@ def build_plan(config: RunConfig, sequence: TaskSequence, world_size: int) -> Pl
         at_start=config.evaluation.at_start,
         temperature=config.evaluation.temperature,
         num_samples=config.evaluation.num_samples,
+        drift_prompts=config.evaluation.drift_prompts,
         max_bad_rows=config.max_bad_rows,
         max_prompt_tokens=config.max_prompt_tokens,
         log_samples_every=config.log_samples_every,

@@ -228,7 +228,7 @@ def test_a_short_list_of_keys_is_told(resolved: Load) -> None:
     assert str(caught.value) == (
         "demo.yaml:7: evaluation.examples: unknown key\n"
         "  known here: tasks, num_items, max_new_tokens, batch_tokens, reward_model, temperature, num_samples, "
-        "at_start\n"
+        "at_start, drift_prompts\n"
         "  did you mean num_samples?"
     )
 

@@ -100,7 +100,7 @@ def test_judging_afterwards_gives_the_numbers_of_training(runs: Runs, changes: d
 def test_what_was_not_judged_is_filled_and_the_rest_stays(runs: Runs) -> None:
     """seen+next leaves out doubles before the first stage; once filled, only ``again`` judges anew."""
     run = runs(method="sft", training={"max_steps": 1}, evaluation={"tasks": "seen+next", "num_items": 2})
-    assert set(scores(run)) == {(0, "sums", "logp"), *((k, task, "logp") for k in (1, 2) for task in TASKS)}
+    assert set(scores(run)) == {(0, "sums", "digits"), *((k, task, "digits") for k in (1, 2) for task in TASKS)}
     assert written(run)["metrics"]["fwt"]["value"] is None
     assert written(run)["metrics"]["forgetting"]["value"] is not None
 
@@ -111,7 +111,7 @@ def test_what_was_not_judged_is_filled_and_the_rest_stays(runs: Runs) -> None:
     runner = reopen(run, Options(say=runs.said.append))
     rescore(runner)
     assert before.items() <= scores(run).items()
-    assert set(scores(run)) == {(k, task, "logp") for k in range(3) for task in TASKS}
+    assert set(scores(run)) == {(k, task, "digits") for k in range(3) for task in TASKS}
     filled = count()
     rescore(reopen(run, Options(say=runs.said.append)), again=True)
     assert count() == 2 * filled

@@ -166,6 +166,12 @@ class EvaluationConfig:
         metadata=about("answers to each prompt, averaged; several need a temperature and also give pass@k", at_least=1),
     )
     at_start: bool = field(default=True, metadata=about("judge the untrained model too: row 0 of the results"))
+    drift_prompts: int = field(
+        default=32,
+        metadata=about(
+            "prompts of each task for the KL of the first weights to the policy; 0 leaves it out", at_least=0
+        ),
+    )
 
     def __post_init__(self) -> None:
         if self.num_samples > 1 and self.temperature == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from contrl.continual.flips import flips_of
+from contrl.continual.movement import drift, weight_change
 from contrl.continual.records import SCHEMA_VERSION
 
 FLIPS = (
@@ -35,6 +36,8 @@ def as_json(results: Results) -> dict[str, Any]:
         "final_row": results.rows[results.end] if results.end >= 0 else None,
         "metrics": {name: _metric(metric) for name, metric in results.metrics.items()},
         "flips": _flips(results),
+        "drift": drift(results),
+        "weight_change": weight_change(results),
         "notes": list(results.notes),
     }
 

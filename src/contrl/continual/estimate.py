@@ -25,6 +25,9 @@ BYTES = 4
 EFFICIENCY = 0.5
 """Share of a bare matrix product's speed that training reaches; 0.4 to 0.6 was measured on the demo."""
 
+PROBE_TOKENS = 64
+"""Longest answer on which the drift is measured: the KL of longer ones is that of their first so many tokens."""
+
 CALL = 0.005
 """Seconds that one call of a model costs besides its arithmetic: a decode loop of a small model consists of them."""
 
@@ -46,12 +49,14 @@ class Judged:
         sampled: answers that are sampled, ``max_new_tokens`` their length limit.
         calls: cells with sampled answers: each decodes token after token.
         forced: items of rows' own answers, run once.
+        probed: times a probe answer is sampled or run, for the drift.
     """
 
     cells: int = 0
     sampled: int = 0
     calls: int = 0
     forced: int = 0
+    probed: int = 0
     max_new_tokens: int = 0
 
 
@@ -118,6 +123,7 @@ def judging_tokens(load: Load) -> float:
     """Tokens that all evaluations run: answers as long as the rows' own, or half of what they may be."""
     limit = load.judged.max_new_tokens
     sampled = load.judged.sampled * (load.prompt_tokens + min(load.completion_tokens or limit / 2, limit))
+    sampled += load.judged.probed * (load.prompt_tokens + min(limit, PROBE_TOKENS))
     return sampled + load.judged.forced * (load.prompt_tokens + load.completion_tokens)
 
 
@@ -170,6 +176,7 @@ def _describe_judged(load: Load) -> str:
         return "nothing while training; contrl evaluate-checkpoints fills the results afterwards"
     parts = [f"{judged.sampled:,} sampled answers of at most {judged.max_new_tokens} tokens"] if judged.sampled else []
     parts += [f"{judged.forced:,} rows with their own answers"] if judged.forced else []
+    parts += [f"{judged.probed:,} times a probe of drift"] if judged.probed else []
     tokens = judging_tokens(load)
     return f"{' and '.join(parts)} in {judged.cells} evaluations of a task: about {tokens:,.0f} tokens"
 

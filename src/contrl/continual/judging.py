@@ -44,8 +44,18 @@ def count_judged(plan: Plan) -> Judged:
         sampled=num_sampled * plan.num_samples,
         calls=len(sampled),
         forced=num_items - num_sampled,
+        probed=_count_probed(plan) if tasks else 0,
         max_new_tokens=plan.max_new_tokens,
     )
+
+
+def _count_probed(plan: Plan) -> int:
+    """Every probe answer is sampled and run once at the start, and run after the stages whose row has its task."""
+    if "scores" in plan.method_for(plan.sequence.stages[0]).needs:
+        return 0
+    rows = range(1, len(plan.sequence.stages) + 1)
+    judged = [task for row in rows for task in tasks_after(plan.sequence, row, plan.eval_tasks)]
+    return sum(min(plan.drift_prompts, len(task.eval)) for task in [*plan.sequence.tasks, *judged])
 
 
 @dataclass

@@ -23,6 +23,7 @@ class Plan:
         evaluates: a base stage is not evaluated.
         eval_tasks: which tasks are judged after a stage: all, seen, seen+next or none.
         temperature, num_samples: of completions that are judged; several also give pass@k.
+        drift_prompts: prompts of each task on which the drift from the first weights is measured; 0 measures none.
         max_bad_rows: unusable rows that may be left out of a stage.
         max_prompt_tokens: longer prompts are left out, of methods that sample.
         cache: folder of the reference's log-probabilities, kept between runs.
@@ -45,6 +46,7 @@ class Plan:
     at_start: bool = True
     temperature: float = 0.0
     num_samples: int = 1
+    drift_prompts: int = 0
     max_bad_rows: int = 0
     max_prompt_tokens: int | None = None
     cache: Path | None = None

@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 from contrl.continual.cards import with_results
 from contrl.continual.carried import carried_into, keep_optimizer, reset_adapter
 from contrl.continual.context import Contexts
+from contrl.continual.drift import Drift
 from contrl.continual.judging import Judging
 from contrl.continual.logs import MetricsLog
 from contrl.continual.plan import Plan, Progress
@@ -82,10 +83,12 @@ class Runner:
     _told: str = field(default="", init=False)
     _contexts: Contexts = field(init=False)
     _judging: Judging = field(init=False)
+    _drift: Drift = field(init=False)
 
     def __post_init__(self) -> None:
         self._contexts = Contexts(self.plan, self.policy, self.base, self.rank, self.world_size, self.reference)
         self._judging = Judging(self.plan, self.folder, self.policy, self.rank, self.world_size)
+        self._drift = Drift(self.plan, self.folder, self.policy, self.rank, self.world_size)
 
     # --- the loop -------------------------------------------------------------------------------------
 
@@ -317,6 +320,8 @@ class Runner:
             if task.name not in scored:
                 with self.strategy.eval_weights(context, task) if context else contextlib.nullcontext():
                     score = self.score(task)
+                    drift = self._drift.measure(stage, task) if stage.index else None
+                self.folder.append("drift.jsonl", *([drift] if drift else []))
                 self.folder.write_score(stage.index, score)
                 if score.by_source:
                     parts = "  ".join(f"{name} {value:.2f}" for name, value in score.by_source.items())
@@ -337,6 +342,7 @@ class Runner:
         """What is asked of the first weights later: now, while the policy still has them."""
         if judges:
             self._judging.remember_start()
+            self._drift.sample()
         if self.strategy.needs_start:
             self._contexts.remember_start()
 

@@ -19,7 +19,7 @@ from contrl.errors import UserError
 from contrl.pipeline.steps import Step
 
 FILE, VERSION = "pipeline.json", 1
-_JUDGED = re.compile(r"\.?(\d+|start)-.+")
+_JUDGED = re.compile(r"\.?(\d+|start|probe)-.+")
 """What a run keeps under ``eval/``, where a step of that name may lie, too: answers and the scores it started with."""
 
 Action = Literal["skip", "continue", "run", "anew"]

@@ -25,7 +25,16 @@ from contrl.trainers.configs import TrainerConfig
 
 _MADE_BY = "contrl.trainers"
 _JOURNAL = "journal.jsonl"
-_FILES = ("run.json", "config.yaml", _JOURNAL, "metrics.jsonl", "scores.jsonl", "weights.jsonl", "results.json")
+_FILES = (
+    "run.json",
+    "config.yaml",
+    _JOURNAL,
+    "metrics.jsonl",
+    "scores.jsonl",
+    "weights.jsonl",
+    "drift.jsonl",
+    "results.json",
+)
 _FOLDERS = ("stages", "eval", "base", "final")
 
 
