@@ -78,7 +78,7 @@ def test_the_load_counts_characters_as_tokens_of_the_tiny_model(runs: Runs) -> N
     assert load_.rotations == [Rotation(None, None)] * 2
     assert 5 <= load_.prompt_tokens <= 7
     assert 1 <= load_.completion_tokens <= 2
-    assert load_.judged == Judged(cells=6, sampled=24, calls=6, forced=0, max_new_tokens=6)
+    assert load_.judged == Judged(cells=6, sampled=24, calls=6, forced=0, probed=24, max_new_tokens=6)
 
 
 @pytest.mark.parametrize(
