@@ -63,7 +63,7 @@ def test_evaluations_are_counted() -> None:
 
 
 def test_evaluations_are_told() -> None:
-    lines = describe(None, replace(OFFLINE, judged=Judged(4, 200, 2, 60, 8)), None)
+    lines = describe(None, replace(OFFLINE, judged=Judged(4, 200, 2, 60, max_new_tokens=8)), None)
     assert lines[-1] == (
         "judged   200 sampled answers of at most 8 tokens and 60 rows with their own answers "
         "in 4 evaluations of a task: about 6,500 tokens"
