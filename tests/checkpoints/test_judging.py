@@ -63,19 +63,6 @@ def dpo(runs: Runs, *, adapter: bool) -> dict[str, Any]:
     }
 
 
-def unjudged(run: Path) -> Path:
-    """A copy of a run as if it had judged nothing while it trained."""
-    place = run.with_name("late")
-    shutil.copytree(run, place)
-    shutil.rmtree(place / "eval")
-    for name in ("scores.jsonl", "results.json"):
-        (place / name).unlink()
-    journal = place / "journal.jsonl"
-    lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
-    journal.write_text("".join(line for line in lines if '"evaluated"' not in line), encoding="utf-8")
-    return place
-
-
 def change(folder: Path, **settings: Any) -> None:
     """Other settings of an adapter."""
     path = folder / "adapter_config.json"
@@ -112,8 +99,10 @@ def test_a_run_that_judged_nothing_gets_the_numbers_of_training(case: str, runs:
         changes["model"] = lora(runs.world)
     changes["training"] = {"learning_rate": 1e-2, "max_steps": 2, "save_strategy": "no"}
     whole = runs("whole", **changes)
-    late = unjudged(whole)
+    late = runs("late", **changes, evaluation={"max_new_tokens": 6, "tasks": "none"})
     assert not scores(late)
+    assert not answers(late)
+    assert not any(cell for row in results(late)["matrix"] for cell in row)
     assert evaluate(late) == 0
     assert scores(late) == scores(whole)
     assert answers(late) == answers(whole)

@@ -17,7 +17,7 @@ from peft import PeftConfig
 from contrl.checkpoints.asked import Asked
 from contrl.checkpoints.folder import inspect, open_results
 from contrl.checkpoints.plan import plan_of
-from contrl.checkpoints.rows import judge_row, judged, remember_start
+from contrl.checkpoints.rows import judge_row, judged
 from contrl.checkpoints.saved import step_of
 from contrl.checkpoints.words import describe
 from contrl.config import ModelConfig
@@ -146,7 +146,7 @@ def _judge_rows(asked: Asked, runner: Runner) -> None:
     without: AbstractContextManager[Any] = model.disable_adapter() if foreign else nullcontext()
     runner.folder.tidy()
     with without:
-        remember_start(runner)
+        runner.remember_start()
         judge_row(runner, Stage(0, ()))
     stages = {stage.index: stage for stage in runner.plan.sequence.stages}
     tasks = {task.name for task in runner.plan.sequence.tasks}

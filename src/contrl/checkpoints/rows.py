@@ -1,29 +1,19 @@
 """One saved model judged on every task: a row of the matrix, or, from within a stage, a line beside it.
 
-What is judged, and how, is the stage loop's: ``Runner.score`` under the strategies' evaluation weights. This is the
-only place that knows how; a richer row of the loop's replaces ``judge_row`` and nothing else.
+What is judged, and how, is the stage loop's own ``Runner.evaluate``, so that the numbers are those of training.
 """
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from contrl.continual.records import read_records
 from contrl.continual.run_folder import RunFolder
 from contrl.continual.runner import Runner
-from contrl.errors import Interrupted
 from contrl.interfaces import Stage
 
 WITHIN = "checkpoints.jsonl"
 """Scores of checkpoints from within a stage."""
-
-
-def remember_start(runner: Runner) -> None:
-    """What is asked of the first weights later; the policy has them now."""
-    runner._remember_start()
-    if runner.strategy.needs_start:
-        runner._contexts.remember_start()
 
 
 def judged(folder: RunFolder, stage: int, step: int | None) -> dict[str, float | None]:
@@ -45,27 +35,20 @@ def judge_row(runner: Runner, stage: Stage, step: int | None = None) -> None:
     Raises:
         Interrupted: on a signal, with everything kept that was judged.
     """
+    if step is None:
+        runner.evaluate(stage, "all")
+        return
     folder, known = runner.folder, judged(runner.folder, stage.index, step)
-    context = runner._contexts.make(stage) if stage.index else None
+    context = runner.contexts.make(stage)
     for task in runner.plan.sequence.tasks:
         if task.name in known:
             continue
-        with runner.strategy.eval_weights(context, task) if context else contextlib.nullcontext():
+        with runner.strategy.eval_weights(context, task):
             score = runner.score(task)
-        if step is None:
-            folder.write_score(stage.index, score)
-        else:
-            place = {"stage": stage.index, "step": step, "task": task.name}
-            record: dict[str, Any] = place | {"metric": score.metric, "value": score.value}
-            folder.append(WITHIN, record | {"n": score.n, "se": score.se})
-        if runner._stop_agreed():
-            signum = runner.progress.stop_signal() or 15
-            raise Interrupted("stopped on request; everything judged so far is kept", signum=signum)
+        place = {"stage": stage.index, "step": step, "task": task.name}
+        record: dict[str, Any] = place | {"metric": score.metric, "value": score.value}
+        folder.append(WITHIN, record | {"n": score.n, "se": score.se})
+        runner.stop_if_asked()
     found = judged(folder, stage.index, step) if folder.writes else {}
     shown = "  ".join(f"{name} {'–' if value is None else f'{value:.2f}'}" for name, value in found.items())
-    when = f"after stage {stage.index}" if stage.index else "at the start"
-    runner.progress.say(f"{when if step is None else f'stage {stage.index}, checkpoint-{step}'}: {shown}")
-    if step is None:
-        if not folder.done(stage.index, "evaluated"):
-            folder.mark(stage.index, "evaluated")
-        runner.progress.scores(stage)
+    runner.progress.say(f"stage {stage.index}, checkpoint-{step}: {shown}")

@@ -64,6 +64,7 @@ class Runner:
         holds_out: prepare held-out rows even where nothing asks for them while training, to be evaluated afterwards.
         sampler: another program that samples in the policy's place.
         engine: of the stage that was begun last.
+        contexts: makes what strategies see.
     """
 
     plan: Plan
@@ -81,12 +82,12 @@ class Runner:
     sampler: Sampler | None = None
     engine: Engine | None = field(default=None, init=False)
     _told: str = field(default="", init=False)
-    _contexts: Contexts = field(init=False)
+    contexts: Contexts = field(init=False)
     _judging: Judging = field(init=False)
     _drift: Drift = field(init=False)
 
     def __post_init__(self) -> None:
-        self._contexts = Contexts(self.plan, self.policy, self.base, self.rank, self.world_size, self.reference)
+        self.contexts = Contexts(self.plan, self.policy, self.base, self.rank, self.world_size, self.reference)
         self._judging = Judging(self.plan, self.folder, self.policy, self.rank, self.world_size)
         self._drift = Drift(self.plan, self.folder, self.policy, self.rank, self.world_size)
 
@@ -101,8 +102,6 @@ class Runner:
         self.folder.tidy()
         self._barrier()
         self.remember_start(judges=self.plan.eval_tasks != "none")
-        if self.strategy.needs_start or self.plan.between_tasks.adapter == "reset":
-            self._contexts.remember_start()
         self._continue_from_last()
         self.evaluate(Stage(0, ()))
         for stage in self.plan.sequence.stages:
@@ -130,10 +129,10 @@ class Runner:
 
     def _stage(self, stage: Stage) -> None:
         folder = self.folder.stage(stage)
-        context = self._contexts.make(stage)
+        context = self.contexts.make(stage)
         if not self.folder.done(stage.index, "after_task"):
-            if self.plan.between_tasks.adapter == "reset" and self._contexts.start is not None:
-                reset_adapter(self.policy.model, self._contexts.start)
+            if self.plan.between_tasks.adapter == "reset" and self.contexts.start is not None:
+                reset_adapter(self.policy.model, self.contexts.start)
             self.strategy.before_task(context)
             self._train(stage, folder, context)
             reach("after_task")
@@ -161,7 +160,7 @@ class Runner:
 
     def begin(self, stage: Stage, context: Context | None = None) -> tuple[Engine, int, Rotation]:
         """The engine of a stage with its rows, how many steps it trains and which checkpoints it keeps."""
-        context = context or self._contexts.make(stage)
+        context = context or self.contexts.make(stage)
         folder, method = self.folder.stage(stage), context.method
         tasks = [self.plan.sequence.task(name) for name in stage.tasks]
         rows = self.strategy.rows(context, [(task, row) for task in tasks for row in task.train])
@@ -260,7 +259,7 @@ class Runner:
         )
         measures = method.measures if isinstance(method, OnlineMethod) else frozenset()
         if "reference_logps" in method.needs | measures:
-            work.reference = self._contexts.reference_scores(context)
+            work.reference = self.contexts.reference_scores(context)
         engine = Engine(self.policy.model, arguments, work, self.policy.tokenizer)
         context.services.groups, context.services.settings = groups, engine.pass_settings
         if isinstance(method, OnlineMethod):
@@ -315,7 +314,7 @@ class Runner:
             return
         scored = {} if again else self.folder.scored(stage.index)
         self._barrier()
-        context = self._contexts.make(stage) if stage.index else None
+        context = self.contexts.make(stage) if stage.index else None
         for task in tasks:
             if task.name not in scored:
                 with self.strategy.eval_weights(context, task) if context else contextlib.nullcontext():
@@ -326,8 +325,7 @@ class Runner:
                 if score.by_source:
                     parts = "  ".join(f"{name} {value:.2f}" for name, value in score.by_source.items())
                     self.progress.say(f"{task.name}, {score.metric} by source: {parts}")
-                if self._stop_agreed():
-                    self._stop()
+                self.stop_if_asked()
         self.folder.mark(stage.index, "evaluated")
         self._barrier()
         self._tell_scores(stage)
@@ -343,8 +341,8 @@ class Runner:
         if judges:
             self._judging.remember_start()
             self._drift.sample()
-        if self.strategy.needs_start:
-            self._contexts.remember_start()
+        if self.strategy.needs_start or self.plan.between_tasks.adapter == "reset":
+            self.contexts.remember_start()
 
     def _tell_scores(self, stage: Stage) -> None:
         scores = self.folder.scored(stage.index)
@@ -353,6 +351,11 @@ class Runner:
         self.progress.scores(stage)
 
     # --- stopping, ranks ------------------------------------------------------------------------------------
+
+    def stop_if_asked(self) -> None:
+        """Raise Interrupted where any rank was asked to stop; everything computed so far is on disk."""
+        if self._stop_agreed():
+            self._stop()
 
     def _stop_agreed(self) -> bool:
         device = next(self.policy.model.parameters()).device
