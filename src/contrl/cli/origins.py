@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from contrl.cli.evaluate_checkpoints import run as evaluate_checkpoints
-from contrl.cli.flags import Flag
+from contrl.cli.flags import Flag, read_argv
 from contrl.cli.main import COMMANDS, guarded
 from contrl.cli.main import main as contrl
 from contrl.cli.training.command import run
@@ -30,6 +30,8 @@ class Origin:
         flags: flags of its own.
         notes: said at the start; a flag's name in braces stands for its value.
         reward_first: where no reward is named, a reward model is trained before.
+        ignored: flags of its commands that have no effect -> why.
+        either: a switch, the flag that counts where it is on, and the one that counts where it is off.
     """
 
     command: str
@@ -38,11 +40,18 @@ class Origin:
     flags: tuple[Flag, ...] = ()
     notes: tuple[str, ...] = ()
     reward_first: bool = False
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    either: tuple[str, str, str] | None = None
 
     def extra(self) -> dict[str, Flag]:
         """Its spellings, for the reader of flags."""
         known = flags_of(self.command)
-        return {own: known[name] for own, name in self.spelled.items()} | {flag.name: flag for flag in self.flags}
+        without = {
+            name: Flag(f"{name} of the origin", note=f"--{name} has no effect: {why}")
+            for name, why in self.ignored.items()
+        }
+        own = {spelled: known[name] for spelled, name in self.spelled.items()}
+        return own | {flag.name: flag for flag in self.flags} | without
 
 
 _LORA = "--use_peft --lora_r 8 --lora_alpha 32 --lora_dropout 0.05 --lora_target_modules all-linear"
@@ -64,10 +73,51 @@ _RL = (
     "--num_train_epochs 3 --max_length 512 --weight_decay 0.01"
 )
 
+_AIF_DPO = "--reference base --response_length 53 --temperature 0.7"
+_AIF_PPO = "--reference base"
+_FLAGS_EWC = (
+    Flag("ewc_lambda", "strategies.ewc.coef"),
+    Flag("ewc_importance_decay", "strategies.ewc.decay", implies=("strategies.ewc.online", "true")),
+    Flag("fisher_estimation_samples", "strategies.ewc.num_samples"),
+)
+_NOTE_EWC = "ewc_lambda multiplies a Fisher information that is scaled to mean 1, of all earlier tasks (docs/strategies)"
+_FLAGS_COPR = (
+    Flag("log_lambda", "strategies.copr.log_lambda"),
+    Flag("lambda_lr", "strategies.copr.lambda_lr"),
+    Flag("constraint_threshold", "strategies.copr.constraint_threshold"),
+    Flag("coef_dpo", "strategies.copr.fit_coef"),
+    Flag("memory_buffer_size", "strategies.copr.buffer_size"),
+    Flag("buffer_ratio", "strategies.copr.buffer_size"),
+    Flag("use_buffer_ratio", kind="switch", implies=("strategies.copr.buffer_size", "0.1")),
+)
+
 ORIGINS = {
     "aif_gen/benchmarks/reward_modeling.py": Origin("reward", "--dataset_index 0"),
-    "aif_gen/benchmarks/dpo/dpo_continual.py": Origin("dpo", "--reference base --response_length 53 --temperature 0.7"),
-    "aif_gen/benchmarks/ppo/ppo_continual.py": Origin("ppo", "--reference base"),
+    "aif_gen/benchmarks/reward_mas/reward_modeling_mas.py": Origin(
+        "reward",
+        "--strategies mas(coef=1.0,num_samples=500)",
+        flags=(Flag("mas_lambda", "strategies.mas.coef"),),
+        ignored={"dataset_index": "one reward model goes through all tasks"},
+    ),
+    "aif_gen/benchmarks/dpo/dpo_continual.py": Origin("dpo", _AIF_DPO),
+    "aif_gen/benchmarks/dpo_ewc/dpo_EWC_continual.py": Origin(
+        "dpo", f"{_AIF_DPO} --strategies ewc(coef=100,num_samples=120)", flags=_FLAGS_EWC, notes=(_NOTE_EWC,)
+    ),
+    "aif_gen/benchmarks/copr/copr.py": Origin(
+        "dpo",
+        f"{_AIF_DPO} --strategies copr(buffer_size=100)",
+        flags=_FLAGS_COPR,
+        either=("use_buffer_ratio", "buffer_ratio", "memory_buffer_size"),
+    ),
+    "aif_gen/benchmarks/ppo/ppo_continual.py": Origin("ppo", _AIF_PPO),
+    "aif_gen/benchmarks/ppo_ewc/ppo_EWC_continual.py": Origin(
+        "ppo", f"{_AIF_PPO} --strategies ewc(coef=100,num_samples=128)", flags=_FLAGS_EWC, notes=(_NOTE_EWC,)
+    ),
+    "aif_gen/benchmarks/cppo/cppo.py": Origin(
+        "ppo",
+        "--reference previous --strategies cppo(reg_coef=0.1,threshold=0.5,upper=2.0,lower=0.2)",
+        flags=(Flag("reg_coef", "strategies.cppo.reg_coef"),),
+    ),
     "trl/examples/scripts/dpo.py": Origin("dpo", "--max_prompt_length 512"),
     "trl/dpo_llama2.py": Origin(
         "dpo",
@@ -166,12 +216,24 @@ def _run(name: str, argv: list[str]) -> int:
         return contrl(["merge", *argv])
     return run(
         origin.command,
-        argv,
+        _chosen(argv, origin),
         defaults=origin.defaults.split(),
         extra=origin.extra(),
         notes=origin.notes,
         reward_first=origin.reward_first,
     )
+
+
+def _chosen(argv: list[str], origin: Origin) -> list[str]:
+    """The words without the flag that ``either`` leaves without effect."""
+    if origin.either is None:
+        return argv
+    switch, on, off = origin.either
+    given = read_argv(argv, {**flags_of(origin.command), **origin.extra()}).given
+    idle = off if switch in given and not given[switch].is_no else on
+    while f"--{idle}" in (word.partition("=")[0] for word in argv):
+        _, argv = _take(argv, f"--{idle}")
+    return argv
 
 
 def _take(argv: Sequence[str], flag: str) -> tuple[str, list[str]]:

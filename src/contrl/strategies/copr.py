@@ -30,7 +30,7 @@ class COPR(Strategy):
         constraint_threshold: how far old pairs may be off before the multiplier grows.
         log_lambda, lambda_lr: the multiplier's logarithm at the start and its rate:
             log lambda += lambda_lr lambda (distance - threshold).
-        buffer_size: pairs kept of each task.
+        buffer_size: pairs kept of each task; below 1 the share of its pairs.
         share: old pairs per new pair in a step.
     """
 
@@ -41,7 +41,7 @@ class COPR(Strategy):
     constraint_threshold: float = 0.1
     log_lambda: float = 1e-4
     lambda_lr: float = 1e-4
-    buffer_size: int = 100
+    buffer_size: int | float = 100
     share: float = 0.5
     targets: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False)
     multiplier: float = field(default=0.0, init=False)

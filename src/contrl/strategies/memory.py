@@ -19,12 +19,19 @@ TAG = 0x5EB1A7
 """Separates replay's random numbers from everyone else's."""
 
 
-def sampled(task: Task, size: int | None, seed: int, stage: int) -> list[str]:
-    """A uniform sample of the task's training rows, in their order; all of them where ``size`` is None or more."""
+def sampled(task: Task, size: int | float | None, seed: int, stage: int) -> list[str]:
+    """A uniform sample of the task's training rows, in their order.
+
+    Args:
+        size: how many; below 1 which share of them; None, or more than there are, takes all.
+    """
     ids = [str(row["id"]) for row in task.train]
-    if size is not None and size < len(ids):
+    if size is None:
+        return ids
+    number = int(size) if size >= 1 else max(1, round(size * len(ids)))
+    if number < len(ids):
         generator = np.random.default_rng([seed, TAG, stage])
-        ids = [ids[i] for i in sorted(generator.permutation(len(ids))[:size])]
+        ids = [ids[i] for i in sorted(generator.permutation(len(ids))[:number])]
     return ids
 
 

@@ -24,7 +24,8 @@ class Replay(Strategy):
 
     Attributes:
         share: replayed rows per current row; 0.5 adds 16 old prompts to a step of 32.
-        buffer_size: rows kept, a uniform sample: of each task, or with ``reservoir`` of all together; None keeps all.
+        buffer_size: rows kept, a uniform sample: of each task (below 1 the share of its rows), or with ``reservoir`` of
+            all together; None keeps all.
         buffer: "per_task" draws as many rows of each earlier task; "reservoir" uniformly from one buffer over all rows
             seen, so a large task is replayed more often than a small one.
         answers: "stored" replays the rows as they are; "own" replays their prompts with answers that the policy gave at
@@ -37,7 +38,7 @@ class Replay(Strategy):
     name = "replay"
 
     share: float = 0.5
-    buffer_size: int | None = None
+    buffer_size: int | float | None = None
     buffer: Literal["per_task", "reservoir"] = "per_task"
     answers: Literal["stored", "own"] = "stored"
     num_answers: int | None = 256
@@ -48,9 +49,9 @@ class Replay(Strategy):
     _own: dict[str, list[Row]] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.share < 0 or (self.buffer_size is not None and self.buffer_size < 1):
-            raise UserError("replay needs share >= 0 and buffer_size >= 1 (or none)")
-        if self.buffer == "reservoir" and self.buffer_size is None:
+        if self.share < 0 or (self.buffer_size is not None and self.buffer_size <= 0):
+            raise UserError("replay needs share >= 0 and buffer_size >= 1, or below 1 a share of the rows (or none)")
+        if self.buffer == "reservoir" and (self.buffer_size is None or self.buffer_size < 1):
             raise UserError("replay: a reservoir needs a buffer_size", fix="give one, or leave buffer out")
         if self.num_answers is not None and self.num_answers < 1:
             raise UserError(f"replay: num_answers is {self.num_answers}", fix="at least 1, or null for all in memory")
