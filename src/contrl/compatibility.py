@@ -5,6 +5,7 @@ Methods, strategies and training arguments each know their own limits; here they
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,8 @@ def check_pairs(config: RunConfig, tasks: Sequence[Task]) -> None:
         )
     trainings = [config.training, *(task.training for task in tasks)]
     if config.between_tasks.optimizer == "keep" and any(
-        training.get(name) for training in trainings for name in ("deepspeed", "fsdp")
+        _launched_by(name.upper()) or any(training.get(name) for training in trainings)
+        for name in ("deepspeed", "fsdp")
     ):
         raise UserError(
             "between_tasks.optimizer: keep needs the whole optimizer in each checkpoint",
@@ -71,11 +73,16 @@ def setting_of(config: RunConfig, tasks: Sequence[Task]) -> Setting:
 
 def partial_gradients(trainings: Sequence[Mapping[str, Any]]) -> str:
     """Why the engine shows no whole gradients under these training arguments; "" when it does."""
-    if any(training.get("deepspeed") for training in trainings):
+    if any(training.get("deepspeed") for training in trainings) or _launched_by("DEEPSPEED"):
         return "DeepSpeed clips and steps inside the last backward"
     if any(training.get("fp16") for training in trainings):
         return "fp16 scales the loss, and with it every gradient"
     return ""
+
+
+def _launched_by(name: str) -> bool:
+    """Whether ``accelerate launch`` was given a configuration with this engine, which it says in the environment."""
+    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1")
 
 
 def check_strategies(strategies: Sequence[Strategy], setting: Setting) -> None:

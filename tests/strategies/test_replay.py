@@ -166,6 +166,16 @@ def test_the_whole_task_is_kept_by_default_and_only_as_ids(at: At) -> None:
     assert memory == {name: [f"train{i}" for i in range(40)] for name in ("a", "b")}
 
 
+def test_a_buffer_below_one_is_a_share_of_each_task(at: At) -> None:
+    """A quarter of 40 rows is the same sample as 10 of them; a tiny share still keeps one."""
+    assert after_stages(at, 2, buffer_size=0.25).memory == after_stages(at, 2, buffer_size=10).memory
+    assert len(after_stages(at, 1, buffer_size=0.001).memory["a"]) == 1
+    with pytest.raises(UserError, match="buffer_size"):
+        after_stages(at, 1, buffer_size=0)
+    with pytest.raises(UserError, match="a reservoir needs"):
+        after_stages(at, 1, buffer_size=0.5, buffer="reservoir")
+
+
 def test_a_buffer_is_a_uniform_sample_of_the_tasks_rows(at: At) -> None:
     """10 of 40, other rows with another seed, stage or visit; over 200 seeds each row 50 times, sigma 6.1."""
     first = after_stages(at, 2, buffer_size=10).memory

@@ -80,7 +80,9 @@ _FLAGS_EWC = (
     Flag("ewc_importance_decay", "strategies.ewc.decay", implies=("strategies.ewc.online", "true")),
     Flag("fisher_estimation_samples", "strategies.ewc.num_samples"),
 )
-_NOTE_EWC = "ewc_lambda multiplies a Fisher information that is scaled to mean 1, of all earlier tasks (docs/strategies)"
+_NOTE_EWC = (
+    "ewc_lambda multiplies a Fisher information that is scaled to mean 1, of all earlier tasks (docs/strategies)"
+)
 _FLAGS_COPR = (
     Flag("log_lambda", "strategies.copr.log_lambda"),
     Flag("lambda_lr", "strategies.copr.lambda_lr"),

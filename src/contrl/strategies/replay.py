@@ -129,7 +129,7 @@ class Replay(Strategy):
         """Keep a sample of the rows just trained on. Evaluation rows are never seen here."""
         if self.buffer == "reservoir" and self.buffer_size is not None:
             seen = [*self.memory, *ctx.stage.tasks]
-            self.memory = reservoir(ctx.sequence.tasks, seen, self.buffer_size, ctx.seed)
+            self.memory = reservoir(ctx.sequence.tasks, seen, int(self.buffer_size), ctx.seed)
         else:
             for name in ctx.stage.tasks:
                 self.memory[name] = sampled(ctx.sequence.task(name), self.buffer_size, ctx.seed, ctx.stage.index)
