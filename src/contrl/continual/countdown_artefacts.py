@@ -17,8 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from contrl.continual.movement import weight_change
 from contrl.continual.records import read_manifest, read_records, write_atomic
-from contrl.continual.weights import norms
+from contrl.continual.results import read
 from contrl.engine.checkpoint import whole_folder
 from contrl.errors import UserError
 from contrl.models.folders import weights_folder
@@ -153,25 +154,13 @@ class Run:
         ]
 
     def weight_change(self, visit: Visit) -> float | None:
-        """By the definition above, over the tensors that both states have; None before the stage is complete."""
-        moved, before = self._weights.get(visit.stage, {}), self._norms_before(visit)
-        pairs = [(r["from_start"], before[name]) for name, r in moved.items() if name in before]
-        known = [(change, norm) for change, norm in pairs if change is not None]
-        total = sum(norm for _, norm in known)
-        return sum(change for change, _ in known) / total if total else None
-
-    def _norms_before(self, visit: Visit) -> Mapping[str, float]:
-        if visit.stage > 1:
-            return {name: record["norm"] for name, record in self._weights.get(visit.stage - 1, {}).items()}
-        return norms(visit.initial) if visit.initial is not None and visit.stage in self._weights else {}
+        """As results.json tells it; None before the stage is complete."""
+        return self._changes.get(visit.stage)
 
     @cached_property
-    def _weights(self) -> dict[int, dict[str, dict[str, Any]]]:
-        """Stage -> tensor -> its record."""
-        found: dict[int, dict[str, dict[str, Any]]] = {}
-        for record in read_records(self.folder / "weights.jsonl", ("stage", "tensor")):
-            found.setdefault(record["stage"], {})[record["tensor"]] = record
-        return found
+    def _changes(self) -> dict[int, float | None]:
+        """Stage -> weight change by the definition above."""
+        return {told["stage"]: told["start"]["sum_of_norms"] for told in weight_change(read(self.folder))["stages"]}
 
 
 def export(

@@ -141,12 +141,3 @@ def _tensors(folder: Path) -> dict[str, Path]:
             with safe_open(path, framework="pt") as file:
                 found |= dict.fromkeys(file.keys(), path)
     return found
-
-
-def norms(folder: Path) -> dict[str, float]:
-    """Frobenius norm of every tensor of a model folder, float32 arithmetic."""
-    found = {}
-    for name, path in _tensors(folder).items():
-        with safe_open(path, framework="pt") as file:
-            found[name] = float(file.get_tensor(name).float().norm())
-    return found
