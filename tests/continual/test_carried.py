@@ -13,7 +13,7 @@ from tests import runs as small
 from tests.runs import Runs, lora, metric, weights
 
 world, runs = small.world, small.runs
-SFT: dict[str, Any] = {"method": "sft", "evaluation": {"max_examples": 1}}
+SFT: dict[str, Any] = {"method": "sft", "evaluation": {"num_items": 1}}
 
 
 def test_the_schedule_goes_on_over_the_sequence(runs: Runs) -> None:
