@@ -20,6 +20,7 @@ def test_a_healthy_run_has_none(demo):
 FLAT = [0.5, 0.51, 0.49, 0.5, 0.51, 0.49, 0.5, 0.51, 0.49]
 RISES = [0.1, 0.12, 0.11, 0.3, 0.3, 0.3, 0.6, 0.62, 0.61]
 FALLS = RISES[::-1]
+COLLAPSES = [2.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1]
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ FALLS = RISES[::-1]
     [
         ({"completions/clipped_ratio": [0.0] * 6 + [0.2] * 3}, "20% of the sampled answers were cut"),
         ({"frac_reward_zero_std": [0.9] * 9}, "90% of the prompts had no signal"),
-        ({"entropy": [2.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1]}, "entropy collapsed from 2 to 0.1"),
+        ({"entropy": COLLAPSES, "reward": FLAT}, "entropy collapsed from 2 to 0.1"),
         ({"reward": RISES, "verifier/success": FALLS}, "the reward rose by 0.5 while success of the same answers fell"),
         ({"rewards/chosen": [-6.0] * 9}, "the chosen answers lost 6 of implicit reward"),
     ],
@@ -43,8 +44,9 @@ def test_each_rule_speaks(demo, series, words):
     [
         {"completions/clipped_ratio": [0.9] * 6 + [0.0] * 3},
         {"frac_reward_zero_std": [0.7] * 9},
-        {"entropy": [0.6, 0.5, 0.5, 0.4, 0.4, 0.3, 0.2, 0.15, 0.15]},
-        {"entropy": [2.0, 0.1]},
+        {"entropy": [0.6, 0.5, 0.5, 0.4, 0.4, 0.3, 0.2, 0.15, 0.15], "reward": FLAT},
+        {"entropy": [2.0, 0.1], "reward": FLAT},
+        {"entropy": COLLAPSES},  # nothing was sampled
         {"reward": RISES, "verifier/success": FLAT},
         {"reward": FLAT, "verifier/success": FALLS},
         {"reward": RISES[:3], "verifier/success": FALLS[:3]},

@@ -41,7 +41,8 @@ def _stage_flags(training: Training, stage: int) -> Iterator[str]:
     dead = _end(training.values("frac_reward_zero_std", stage))
     if dead is not None and dead > MAX_NO_SIGNAL:
         yield f"{dead:.0%} of the prompts had no signal: all their answers earned the same"
-    for name in ("entropy", "policy/entropy_avg"):
+    # Only who samples explores; that a supervised model grows sure of its answers is the point of it.
+    for name in ("entropy", "policy/entropy_avg") if training.values("reward", stage) else ():
         values = training.values(name, stage)
         if len(values) >= FEWEST and values[0] > 0 and fmean(values[-len(values) // 3 :]) < COLLAPSE * values[0]:
             yield f"entropy collapsed from {values[0]:.3g} to {values[-1]:.3g}: the policy hardly explores any more"
