@@ -42,9 +42,7 @@ def test_every_flag_of_training_is_accepted(method: str) -> None:
 
 
 def test_what_changes_how_rows_are_judged_is_kept() -> None:
-    words = (
-        "here --temperature 0.5 --response_length 9 --max_eval_examples 3 --max_length 64 --dtype bfloat16 --seed 4 "
-    )
+    words = "here --temperature 0.5 --response_length 9 --eval_num_items 3 --max_length 64 --dtype bfloat16 --seed 4 "
     words += "--metric my_module.my_fn --rounds 2 --checkpoints ends --report_to wandb --use_cpu"
     wanted = read_flags(shlex.split(words), "sft")
     assert wanted.checkpoint_dir == Path("here")
@@ -54,7 +52,7 @@ def test_what_changes_how_rows_are_judged_is_kept() -> None:
     assert found == {
         "evaluation.temperature": "0.5",
         "evaluation.max_new_tokens": "9",
-        "evaluation.max_examples": "3",
+        "evaluation.num_items": "3",
         "method.max_length": "64",
         "model.dtype": "bfloat16",
         "training.use_cpu": "true",

@@ -145,7 +145,7 @@ def test_torn_lines_and_half_written_folders_are_tidied(runs: Runs, uninterrupte
         runs.start(config)
     run = runs.folder / "run"
     logs = sorted(run.glob("*.jsonl"))
-    assert [log.name for log in logs] == ["journal.jsonl", "metrics.jsonl", "scores.jsonl"]
+    assert [log.name for log in logs] == ["drift.jsonl", "journal.jsonl", "metrics.jsonl", "scores.jsonl"]
     for log in logs:
         log.write_bytes(log.read_bytes() + b'{"stage": 1, "eve')
     half = run / "stages" / "1-sums" / ".saving-checkpoint-9"

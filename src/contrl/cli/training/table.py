@@ -201,7 +201,6 @@ _WRITTEN = (
         help="judged after a stage: all, seen (trained so far), seen+next, or none",
         default="all",
         group=SEQUENCE,
-        common=True,
     ),
     Flag("eval_num_items", "evaluation.num_items", help="rows judged per task", metavar="N", group=SEQUENCE),
     Flag(
