@@ -50,6 +50,25 @@ def test_a_penalty_is_refused_in_half_precision(runs: Runs, where: str) -> None:
     check(runs.config(strategies=["replay"], training={"fp16": True}))
 
 
+def test_a_penalty_is_refused_where_accelerate_launches_half_precision(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``accelerate launch --mixed_precision fp16`` says so in the environment alone; bf16 of every stage wins."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    config = runs.config(strategies=["tests.plugins:Pull"])
+    with pytest.raises(UserError, match=r"the strategy pull does not go with this run") as caught:
+        check(config)
+    assert "fp16 scales the loss" in caught.value.why
+    check(runs.config(strategies=["replay"]))
+    config["training"] = {**config.get("training", {}), "bf16": True}
+    check(config)
+    config["tasks"][1]["training"] = {"bf16": False}
+    with pytest.raises(UserError, match="the strategy pull"):
+        check(config)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    check(config)
+
+
 def test_it_is_refused_before_a_model_is_loaded(runs: Runs) -> None:
     """The model does not exist, and the pair is what is told."""
     config = runs.config(strategies=["tests.plugins:Pull"], training={"fp16": True}, model="nobody/nothing")

@@ -75,9 +75,16 @@ def partial_gradients(trainings: Sequence[Mapping[str, Any]]) -> str:
     """Why the engine shows no whole gradients under these training arguments; "" when it does."""
     if any(training.get("deepspeed") for training in trainings) or _launched_by("DEEPSPEED"):
         return "DeepSpeed clips and steps inside the last backward"
-    if any(training.get("fp16") for training in trainings):
+    if any(training.get("fp16") for training in trainings) or _launched_in_fp16(trainings):
         return "fp16 scales the loss, and with it every gradient"
     return ""
+
+
+def _launched_in_fp16(trainings: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether ``accelerate launch`` asks for fp16, and not every stage is trained in bf16 all the same."""
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") != "fp16":
+        return False
+    return not all({**trainings[0], **training}.get("bf16") for training in trainings)
 
 
 def _launched_by(name: str) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from contrl.engine.arguments import (
     StageSettings,
@@ -13,6 +14,7 @@ from contrl.engine.arguments import (
     count_steps,
     describe_device,
     micro_batch,
+    precision,
     steps_per_epoch,
 )
 from contrl.errors import UserError
@@ -131,3 +133,13 @@ def test_a_combination_transformers_refuses_is_a_users_error(training: dict[str,
 def test_the_device_in_words(tmp_path: Path) -> None:
     assert describe_device(build(tmp_path), checkpointing=False) == "cpu, float32, gradient checkpointing off"
     assert describe_device(build(tmp_path, bf16=True), checkpointing=True).startswith("cpu, bf16 autocast, ")
+
+
+def test_the_precision_of_the_device_gives_way_to_the_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 where nobody chose; ``accelerate launch`` writes what it was told, or "no", into the environment."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    for launched, chosen in (("no", {"bf16": True}), ("bf16", {"bf16": True}), ("fp16", {"fp16": True})):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+        assert precision({}) == chosen
+        assert precision({"bf16": True}) == precision({"use_cpu": True}) == {}

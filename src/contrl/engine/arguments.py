@@ -7,6 +7,7 @@ made here and told in words.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,11 +130,13 @@ def precision(training: Mapping[str, Any]) -> dict[str, Any]:
     """bf16 autocast where the device has it and the user did not choose; float32 elsewhere."""
     if {"bf16", "fp16"} & set(training) or not torch.cuda.is_available() or training.get("use_cpu"):
         return {}
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":  # chosen at `accelerate launch`
+        return {"fp16": True}
     return {"bf16": torch.cuda.is_bf16_supported()}
 
 
 def describe_device(arguments: TrainingArguments, *, checkpointing: bool) -> str:
     """Device and precision in words, as printed at the start."""
-    kind = "bf16 autocast" if arguments.bf16 else "fp16 autocast" if arguments.fp16 else "float32"
+    kind = {"bf16": "bf16 autocast", "fp16": "fp16 autocast"}.get(arguments.mixed_precision, "float32")
     ranks = f", {arguments.world_size} processes" if arguments.world_size > 1 else ""
     return f"{arguments.device.type}{ranks}, {kind}, gradient checkpointing {'on' if checkpointing else 'off'}"
