@@ -100,17 +100,16 @@ def test_every_printed_command_is_planned(
     assert "steps" in told.out
     if "REWARD" in COMMANDS[name]:
         assert "REWARD_0: its own, of task 0" in told.out
+    if name == "copr":
+        assert "--memory_buffer_size has no effect with --use_buffer_ratio" in told.out
     if name == "reward-mas":
         assert "one reward model goes through all tasks" in told.out
 
 
 def fields(path: str, *words: str) -> dict[str, Any]:
     """The fields of the strategy that an entry point trains with."""
-    from contrl.cli.origins import _chosen
-
     origin = ORIGINS[f"aif_gen/{path}"]
     argv = ["--model_name_or_path", "any", "--dataset_name", "mine", "--output_dir", "here", *words]
-    argv = _chosen(argv, origin)
     request = read(origin.command, argv, origin.defaults.split(), origin.extra(), needs_reward=False)
     config = resolved_of(request, request.overrides).config
     assert len(config.strategies) == 1
@@ -149,16 +148,33 @@ def test_the_origins_flags_are_fields_of_strategies(path: str, words: str, expec
     assert {name: found[name] for name in expected} == expected
 
 
-@pytest.mark.parametrize("path", sorted((RECIPE / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_configurations_are_files_of_flags(path: Path) -> None:
-    origin = ORIGINS[f"aif_gen/benchmarks/{'reward_modeling.py' if path.stem == 'reward' else EWC[11:]}"]
-    if path.stem == "ppo":
-        origin = ORIGINS["aif_gen/benchmarks/cppo/cppo.py"]
-    argv = ["--config", str(path), "--dataset_name", "mine", "--output_dir", "here"]
-    request = read(origin.command, argv, origin.defaults.split(), origin.extra(), needs_reward=False)
+def test_a_buffer_is_a_number_or_a_share_in_a_file_too(tmp_path: Path) -> None:
+    """Whichever stands last."""
+    path = tmp_path / "copr.yaml"
+    for switch, expected in (("false", 7), ("true", 0.3)):
+        text = f"memory_buffer_size: 7\nuse_buffer_ratio: {switch}\nbuffer_ratio: 0.3\n"
+        path.write_text(text, encoding="utf-8")
+        assert fields(COPR, "--config", str(path))["buffer_size"] == expected
+
+
+PRINTED = [
+    line.removeprefix("uv run ")
+    for line in (RECIPE / "README.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith("uv run ") and "continual_eval_checkpoint.py" not in line
+]
+
+
+@pytest.mark.parametrize("command", PRINTED, ids=lambda command: command.split()[0].rpartition("/")[2])
+def test_the_pages_commands_and_their_configurations_are_read(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(RECIPE)
+    path, *argv = shlex.split(command)
+    origin = ORIGINS[f"aif_gen/{path}"]
+    request = read(origin.command, argv, origin.defaults.split(), origin.extra())
     config = resolved_of(request, request.overrides).config
+    settings = yaml.safe_load(Path(request.text("config")).read_text(encoding="utf-8"))
     assert config.model.name_or_path == "Qwen/Qwen2-0.5B-Instruct"
-    assert config.training["learning_rate"] == float(yaml.safe_load(path.read_text(encoding="utf-8"))["learning_rate"])
+    assert config.training["learning_rate"] == float(settings["learning_rate"])
+    assert config.output_dir.endswith(argv[-1])
 
 
 @pytest.mark.parametrize("name", ["ddp", "zero2", "zero3", "fsdp2"])
@@ -207,5 +223,6 @@ def test_penalties_are_refused_where_accelerate_launches_deepspeed(
 def test_the_page_names_every_entry_point() -> None:
     page = (RECIPE / "README.md").read_text(encoding="utf-8")
     scripts = [path.relative_to(RECIPE / "benchmarks").as_posix() for path in (RECIPE / "benchmarks").rglob("*.py")]
-    assert [name for name in scripts if name not in page] == []
-    assert [path.name for path in (RECIPE / "accelerate").iterdir() if path.name not in page] == []
+    assert [name for name in scripts if f"uv run benchmarks/{name} " not in page] == []
+    for folder in ("accelerate", "configs"):
+        assert [path.name for path in (RECIPE / folder).iterdir() if f"{folder}/{path.name}" not in page] == []

@@ -40,6 +40,7 @@ class Flag:
         note: said when it is used.
         refusal: why it cannot be used, unless its value is one of ``harmless``, which change nothing.
         implies: (path, text) set when it is given and not "no".
+        only: (a switch, whether that must be on) for it to have an effect.
         variable: the environment variable that its value becomes.
         secret: the value is kept out of everything that is recorded.
     """
@@ -56,6 +57,7 @@ class Flag:
     refusal: str = ""
     harmless: tuple[str, ...] = ()
     implies: tuple[str, str] | None = None
+    only: tuple[str, bool] | None = None
     variable: str = ""
     secret: bool = False
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from contrl.cli.evaluate_checkpoints import run as evaluate_checkpoints
-from contrl.cli.flags import Flag, read_argv
+from contrl.cli.flags import Flag
 from contrl.cli.main import COMMANDS, guarded
 from contrl.cli.main import main as contrl
 from contrl.cli.training.command import run
@@ -31,7 +31,6 @@ class Origin:
         notes: said at the start; a flag's name in braces stands for its value.
         reward_first: where no reward is named, a reward model is trained before.
         ignored: flags of its commands that have no effect -> why.
-        either: a switch, the flag that counts where it is on, and the one that counts where it is off.
     """
 
     command: str
@@ -41,7 +40,6 @@ class Origin:
     notes: tuple[str, ...] = ()
     reward_first: bool = False
     ignored: Mapping[str, str] = field(default_factory=dict)
-    either: tuple[str, str, str] | None = None
 
     def extra(self) -> dict[str, Flag]:
         """Its spellings, for the reader of flags."""
@@ -88,8 +86,8 @@ _FLAGS_COPR = (
     Flag("lambda_lr", "strategies.copr.lambda_lr"),
     Flag("constraint_threshold", "strategies.copr.constraint_threshold"),
     Flag("coef_dpo", "strategies.copr.fit_coef"),
-    Flag("memory_buffer_size", "strategies.copr.buffer_size"),
-    Flag("buffer_ratio", "strategies.copr.buffer_size"),
+    Flag("memory_buffer_size", "strategies.copr.buffer_size", only=("use_buffer_ratio", False)),
+    Flag("buffer_ratio", "strategies.copr.buffer_size", only=("use_buffer_ratio", True)),
     Flag("use_buffer_ratio", kind="switch", implies=("strategies.copr.buffer_size", "0.1")),
 )
 
@@ -109,7 +107,6 @@ ORIGINS = {
         "dpo",
         f"{_AIF_DPO} --strategies copr(buffer_size=100)",
         flags=_FLAGS_COPR,
-        either=("use_buffer_ratio", "buffer_ratio", "memory_buffer_size"),
     ),
     "aif_gen/benchmarks/ppo/ppo_continual.py": Origin("ppo", _AIF_PPO),
     "aif_gen/benchmarks/ppo_ewc/ppo_EWC_continual.py": Origin(
@@ -218,24 +215,12 @@ def _run(name: str, argv: list[str]) -> int:
         return contrl(["merge", *argv])
     return run(
         origin.command,
-        _chosen(argv, origin),
+        argv,
         defaults=origin.defaults.split(),
         extra=origin.extra(),
         notes=origin.notes,
         reward_first=origin.reward_first,
     )
-
-
-def _chosen(argv: list[str], origin: Origin) -> list[str]:
-    """The words without the flag that ``either`` leaves without effect."""
-    if origin.either is None:
-        return argv
-    switch, on, off = origin.either
-    given = read_argv(argv, {**flags_of(origin.command), **origin.extra()}).given
-    idle = off if switch in given and not given[switch].is_no else on
-    while f"--{idle}" in (word.partition("=")[0] for word in argv):
-        _, argv = _take(argv, f"--{idle}")
-    return argv
 
 
 def _take(argv: Sequence[str], flag: str) -> tuple[str, list[str]]:

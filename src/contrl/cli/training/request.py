@@ -240,6 +240,10 @@ def _collect(request: Request, meaning: Meaning) -> None:
     paths: dict[str, Node] = {}
     for value in request.given.values():
         flag = value.flag
+        if flag.only is not None and request.is_on(flag.only[0]) is not flag.only[1]:
+            how = "without" if flag.only[1] else "with"
+            request.notes.append(f"--{flag.name} has no effect {how} --{flag.only[0]}")
+            continue
         if flag.note:
             request.notes.append(flag.note)
         if flag.implies and not value.is_no:
