@@ -34,13 +34,15 @@ def test_the_page_says_the_numbers_of_the_comparison(study):
     found = numbers([study])
     shown = iter([(a["data-metric"], a["data-value"], a["data-difference"]) for tag, a in parsed.tags
                   if tag == "td" and "data-difference" in a])  # fmt: skip
-    for summary in found.arms:
+    assert any(summary.arm.refused for summary in found.arms)
+    for summary in (summary for summary in found.arms if not summary.arm.refused):
         for name in found.metrics:
             metric, value, difference = next(shown)
             mean, paired = summary.estimates[name].value, summary.differences.get(name)
             assert metric == name
             assert (float(value) if value else None) == mean
             assert (float(difference) if difference else None) == (paired.value if paired else None)
+    assert next(shown, None) is None
     assert HOSTILE in parsed.text
     assert "dpo/replay against dpo/naive:" in parsed.text
     for name in parsed.attributes("data-chart"):
