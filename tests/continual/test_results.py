@@ -74,6 +74,18 @@ def test_metrics_use_the_items_of_the_eval_files(run):
     assert (found["lost"].value, found["gained"].value) == (0.5, 0.0)
 
 
+def test_a_metric_beside_the_score_has_a_matrix_of_its_own_and_loss_has_none(run):
+    for stage, value in enumerate((0.5, 1.5, 2.5)):
+        add_score(run, stage, "plus", value, metric="margin", beside="success")
+        add_score(run, stage, "plus", value, metric="loss", beside="success")
+    assert results.read(run).metric == "success"
+    margins = results.read(run, "margin")
+    assert [row[0].value for row in margins.matrix] == [0.5, 1.5, 2.5]
+    assert all(row[1] is None for row in margins.matrix)
+    with pytest.raises(UserError, match="every gain a loss"):
+        results.read(run, "loss")
+
+
 def test_change_compares_with_the_last_visit(run):
     found = results.read(run)
     change = found.change(2, 0)

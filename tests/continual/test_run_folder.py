@@ -105,6 +105,21 @@ def test_a_score_and_its_items_can_be_read_back(tmp_path: Path) -> None:
     assert folder.scored(2) == {"sums": 0.5, "words": None}
 
 
+def test_what_was_measured_beside_a_score_has_its_mean_error_and_column(tmp_path: Path) -> None:
+    """Margins 1 and 3 of two items: mean 2, standard error sqrt(2 / 2) = 1; the third has none, and that is no 0."""
+    margins: list[dict[str, float]] = [{"margin": 1.0}, {"margin": 3.0}, {}]
+    items = [Item(name, "p", "", 1.0, True, extra) for name, extra in zip("abc", margins, strict=True)]
+    folder = RunFolder(tmp_path)
+    folder.write_score(1, TaskScore("sums", "accuracy", 1.0, 3, 0.0, items, {"margin": 2.0}))
+    score, beside = lines(tmp_path / "scores.jsonl")
+    assert "beside" not in score
+    place = {"stage": 1, "task": "sums"}
+    assert beside == {**place, "metric": "margin", "value": 2.0, "n": 2, "se": 1.0, "beside": "accuracy"}
+    rows = parquet.read_table(tmp_path / "eval" / "1-sums.parquet").to_pylist()
+    assert [row["margin"] for row in rows] == [1.0, 3.0, None]
+    assert folder.scored(1) == {"sums": 1.0}, "the score of the task stays its own"
+
+
 def test_the_manifest_is_amended_and_not_replaced(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "new")
     assert not folder.exists

@@ -215,6 +215,10 @@ def test_judging_measures_what_the_run_changed() -> None:
     assert judged["accuracy"].tolist() == [1.0, 0.0]
     assert judged["margin"].tolist() == pytest.approx([0.4, -0.35])
     assert judged["likelier"].tolist() == [1.0, 0.0]
+    # Of the chosen answers alone: the sums over their 3 and 2 tokens.
+    assert judged["loss"].tolist() == pytest.approx([1 / 3, 0.75])
+    right = torch.ones_like(out.logps) * batch.mask
+    assert DPO().judge(Outputs(out.logps, correct=right), batch)["token_accuracy"].tolist() == [1.0, 1.0]
     batch.reference_logps = out.logps.clone()
     assert DPO().judge(Outputs(out.logps), batch)["accuracy"].tolist() == [0.5, 0.5]
 

@@ -40,6 +40,25 @@ def groups() -> list[Group]:
     ]
 
 
+# --- judging ----------------------------------------------------------------------------------------------
+
+
+def test_judging_by_hand() -> None:
+    """Log-probabilities -1, -2, -3 of three tokens, two of them the likeliest; -1 and -3 of two, both the likeliest."""
+    batch = to_batch(groups(), torch.device("cpu"))
+    logps = torch.tensor([[-1.0, -2.0, -3.0, 0.0], [0.0, -1.0, 0.0, -3.0]])
+    correct = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]])
+    judged = SFT().judge(Outputs(logps, correct=correct), batch)
+    assert {name: values.tolist() for name, values in judged.items()} == {
+        "logp": [-2.0, -2.0],
+        "loss": [2.0, 2.0],
+        "token_accuracy": [pytest.approx(2 / 3), 1.0],
+        "exact": [0.0, 1.0],
+    }
+    assert (SFT.judged_by, SFT.correct_by) == ("logp", "exact")
+    assert set(SFT().judge(Outputs(logps), batch)) == {"logp", "loss"}
+
+
 # --- the loss -------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import re
 from pathlib import Path
 
@@ -55,6 +56,23 @@ defined
 
 def test_the_whole_text(small):
     assert table.render(small) == TEXT
+
+
+def test_flips_and_drift_have_a_line_where_they_are_known(small, tmp_path):
+    """Of four items three were right when just learnt: two of them are wrong now. Drift: minus is new, plus is old."""
+    correct = {(1, 0): dict(zip("abcd", (True, True, True, False), strict=True)), (2, 0): dict.fromkeys("abcd", False)}
+    correct[2, 0]["a"] = True
+    records = [
+        {"stage": 2, "task": task, "kl": kl, "kl_sequence": kl, "n": 4} for task, kl in (("plus", 0.25), ("minus", 0.5))
+    ]
+    (tmp_path / "drift.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    told = table.render(dataclasses.replace(small, folder=tmp_path, correct=correct))
+    (line,) = [line for line in told.splitlines() if line.startswith("lost ")]
+    assert re.fullmatch(
+        r"lost \(1->0\) 0\.50 \[0\.00, 1\.00\] · gained \(0->1\) 0\.00 \[0\.00, 0\.00\] · "
+        r"KL from the start 0\.500 on new prompts, 0\.250 on old prompts \(nats per token\)",
+        line,
+    )
 
 
 class Terminal(io.StringIO):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from contrl.continual.metrics import FORMULAS
+from contrl.continual.movement import drift
 from contrl.continual.results import Results
 from contrl.report.numbers import interval, item_counts, margin, number
 from contrl.report.terminal import can_write, clean, encodable, wants_colour
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 HEADLINES = ("average", "forgetting", "bwt")
+FLIPS = ("lost", "gained")
 
 
 class Symbols(NamedTuple):
@@ -92,6 +94,7 @@ def layout(results: Results, symbols: Symbols, width: int | None) -> list[Line]:
         *_matrix(results, symbols, width),
         [],
         _headline(results, symbols),
+        *_further(results, symbols),
         *_legend(results, symbols),
     ]
 
@@ -160,6 +163,20 @@ def _headline(results: Results, symbols: Symbols) -> Line:
         line.append(Span(f"{FORMULAS[name].title} {number(metric.value, symbols.dash)}", "bold"))
         line.append(Span(f" {interval(metric)}".rstrip()))
     return line
+
+
+def _further(results: Results, symbols: Symbols) -> list[Line]:
+    """One line of what else is known: items that changed sides, and the drift of the answers; none without either."""
+    texts = [
+        f"{FORMULAS[name].title} {number(metric.value)} {interval(metric)}".rstrip()
+        for name in FLIPS
+        if (metric := results.metrics[name]).value is not None
+    ]
+    stages = {stage["stage"]: stage for stage in drift(results)["stages"]}
+    known = {name: (stages.get(results.end) or {}).get(name, {}).get("kl") for name in ("new", "old")}
+    kl = [f"{value:.3f} on {name} prompts" for name, value in known.items() if value is not None]
+    texts += [f"KL from the start {', '.join(kl)} (nats per token)"] if kl else []
+    return [[Span(f" {symbols.dot} ".join(texts))]] if texts else []
 
 
 def _legend(results: Results, symbols: Symbols) -> list[Line]:
