@@ -29,10 +29,7 @@ class Composite(Strategy):
                     f"{strategy.name} and {other} cannot be combined", why=strategy.conflicts[other], fix="drop one"
                 )
         self.strategies = sorted(strategies, key=lambda strategy: strategy.name)
-
-    @property
-    def needs_start(self) -> bool:  # type: ignore[override]
-        return any(strategy.needs_start for strategy in self.strategies)
+        self.needs_start = any(strategy.needs_start for strategy in strategies)
 
     def before_task(self, ctx: Context) -> None:
         for strategy in self.strategies:
